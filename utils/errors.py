@@ -1,0 +1,34 @@
+"""One kind of error for what a user can put right, and the wrapper that prints it as one sentence."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Bad input. The message is one clear sentence: which file or frame, what is wrong, what to do."""
+
+
+def command_line(main: Callable[..., None]) -> Callable[..., None]:
+    """Wrap an entry point: UserError and Ctrl-C end with one line on stderr and a non-zero exit, no traceback."""
+
+    @functools.wraps(main)
+    def run(*args, **kwargs):
+        try:
+            main(*args, **kwargs)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print("stopped; the same command continues from here", file=sys.stderr)
+            raise SystemExit(130) from None
+        except OSError as error:
+            if error.errno != 28:  # ENOSPC: nothing but free space helps, and a traceback hides that
+                raise
+            print(f"error: the disk is full while writing {error.filename or 'a file'}; free some space and run the "
+                  "same command again, it continues from the last finished step", file=sys.stderr)  # fmt: skip
+            raise SystemExit(2) from None
+
+    return run

@@ -1,0 +1,15 @@
+"""Progress with rate and ETA for everything that takes longer than a few seconds."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from tqdm import tqdm
+
+
+def progress(iterable: Iterable | None = None, *, label: str, total: int | None = None, unit: str = "frame",
+             initial: int = 0) -> tqdm:  # fmt: skip
+    """A tqdm bar with our look; on a pipe it prints at most every 10 s so that logs stay readable."""
+    return tqdm(iterable, desc=label, total=total, unit=unit, initial=initial, dynamic_ncols=True,
+                mininterval=0.2 if sys.stderr.isatty() else 10.0, smoothing=0.05)  # fmt: skip

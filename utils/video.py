@@ -1,0 +1,143 @@
+"""Video in and out through PyAV: frames are decoded lazily at 25 fps and encoded one by one; nothing holds a whole clip."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from utils.constants import FPS, SAMPLE_RATE
+from utils.errors import UserError
+from utils.files import atomic_path
+
+
+@dataclasses.dataclass
+class VideoInfo:
+    """What a container says of its first video track (after its display rotation)."""
+
+    width: int
+    height: int
+    fps: float
+    duration: float  # seconds, estimated from the container; decoding decides
+    has_audio: bool
+
+
+def _open(path: Path) -> av.container.InputContainer:
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; give the path of a video file")
+    try:
+        return av.open(str(path))
+    except av.FFmpegError as error:
+        raise UserError(f"{path} cannot be read as a video ({error.strerror}); it may be truncated, or no video at all") from None
+
+
+def probe(path: Path) -> VideoInfo:
+    """Raises UserError if the file is absent, unreadable or has no picture."""
+    with _open(path) as container:
+        if not container.streams.video:
+            raise UserError(f"{path} has no video track; give a video of one talking person")
+        stream = container.streams.video[0]
+        seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
+        try:
+            first = next(container.decode(video=0), None)
+        except av.FFmpegError as error:
+            raise UserError(f"{path} cannot be decoded ({error.strerror}); export it again as H.264 mp4") from None
+        if first is None:
+            raise UserError(f"{path} holds no decodable picture; export it again as H.264 mp4")
+        width, height = first.width, first.height
+        if first.rotation % 180:
+            width, height = height, width
+        return VideoInfo(width, height, float(stream.average_rate or FPS), seconds, bool(container.streams.audio))
+
+
+def read_frames(path: Path, fps: int = FPS, start: int = 0) -> Iterator[np.ndarray]:
+    """Yield (H, W, 3) uint8 RGB frames at `fps`, upright: frame i is the picture shown at i / fps s from the first one.
+
+    Frames before `start` are decoded but not converted. Raises UserError naming the moment if the stream is damaged.
+    """
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        index, origin, shown = 0, None, None
+        try:
+            for frame in container.decode(stream):
+                time = float(frame.pts * stream.time_base) if frame.pts is not None else index / fps
+                origin = time if origin is None else origin
+                # half a source tick of tolerance, so that 25 fps material maps one to one
+                while shown is not None and (index + 0.5) / fps < time - origin + 0.25 / fps:
+                    if index >= start:
+                        yield _to_rgb(shown)
+                    index += 1
+                shown = frame
+        except av.FFmpegError as error:
+            raise UserError(f"{path} is damaged {index / fps:.1f} s from its start ({error.strerror}); "
+                            "cut the clip before that point or export it again") from None  # fmt: skip
+        if shown is not None and index >= start:
+            yield _to_rgb(shown)
+
+
+def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+    image = frame.to_ndarray(format="rgb24")
+    # frame.rotation is the counter-clockwise turn (degrees) that shows the picture upright
+    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90)) if frame.rotation else image
+
+
+class VideoWriter:
+    """H.264 (+ AAC) mp4, one frame at a time, the audio exactly the samples given; the file appears when it is complete.
+
+    with VideoWriter(path, width, height, audio=samples) as writer: writer.add(frame)
+    `audio` is (S,) float32 mono at `sample_rate`; both tracks start at time zero, so there is no drift by construction.
+    """
+
+    def __init__(self, path: Path, width: int, height: int, audio: np.ndarray | None = None,
+                 sample_rate: int = SAMPLE_RATE, crf: int = 18, lossless: bool = False):  # fmt: skip
+        if width % 2 or height % 2:
+            raise UserError(f"{path}: H.264 needs even sides, not {width}x{height}")
+        self._atomic = atomic_path(Path(path))
+        self._container = av.open(str(self._atomic.__enter__()), "w", format="mp4", options={"movflags": "+faststart"})
+        codec, pixels = ("libx264rgb", "rgb24") if lossless else ("libx264", "yuv420p")
+        options = {"qp": "0", "preset": "veryfast"} if lossless else {"crf": str(crf), "preset": "veryfast"}
+        self._video = self._container.add_stream(codec, rate=FPS, options=options)
+        self._video.width, self._video.height, self._video.pix_fmt = width, height, pixels
+        self._video.codec_context.time_base = Fraction(1, FPS)
+        self._audio = audio
+        self._frames = self._samples = 0
+        if audio is not None:
+            self._rate = sample_rate
+            self._track = self._container.add_stream("aac", rate=sample_rate, layout="mono", options={"b": "128k"})
+
+    def add(self, frame: np.ndarray) -> None:
+        """Append one (H, W, 3) uint8 RGB frame and the audio that belongs to it."""
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture.pts = self._frames
+        picture.time_base = Fraction(1, FPS)
+        self._container.mux(self._video.encode(picture))
+        self._frames += 1
+        self._add_audio(self._frames * self._rate // FPS if self._audio is not None else 0)
+
+    def _add_audio(self, until: int) -> None:
+        if self._audio is None:
+            return
+        chunk = self._audio[self._samples : until]
+        if len(chunk) == 0:
+            return
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk[None], dtype=np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = self._rate, self._samples, Fraction(1, self._rate)
+        self._container.mux(self._track.encode(frame))
+        self._samples += len(chunk)
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self._add_audio(len(self._audio) if self._audio is not None else 0)
+            for stream in self._container.streams:
+                self._container.mux(stream.encode(None))
+        self._container.close()
+        self._atomic.__exit__(kind, error, trace)
