@@ -1,0 +1,117 @@
+"""ST-LPIPS: a learned perceptual distance that a shift of a pixel hardly moves. Metric of metrics.py and training loss.
+
+Ghildyal and Liu, "Shift-tolerant Perceptual Similarity Metric" (ECCV 2022), on LPIPS (Zhang et al., CVPR 2018) with the
+anti-aliased AlexNet and VGG-16 of Zhang, "Making Convolutional Networks Shift-Invariant Again" (ICML 2019). The network
+here is our own, laid out by the names and shapes in the published weights (BSD-2, see utils/model_store.py). Shapes do
+not tell the stride of AlexNet's first convolution; it is the ICML paper's 2 + 2 in place of 4, and of the candidates the
+one least moved by shifts. Values have not been compared with the authors' program: they compare pictures, not papers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils import model_store
+from utils.errors import UserError
+
+
+class BlurPool(nn.Module):
+    """Every second sample of (B, C, H, W) after a fixed low-pass filter (`filt` of the weights: binomial 3x3)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("filt", torch.empty(channels, 1, 3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+
+
+def _alex_slices() -> list[list[nn.Module]]:
+    def block(inputs: int, outputs: int, size: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, size, padding=size // 2), nn.ReLU(inplace=True)]
+
+    def pool(channels: int) -> list[nn.Module]:
+        return [nn.MaxPool2d(3, stride=1), BlurPool(channels)]
+
+    return [
+        [nn.Conv2d(3, 64, 11, stride=2, padding=2), BlurPool(64), nn.ReLU(inplace=True)],
+        pool(64) + block(64, 192, 5),
+        pool(192) + block(192, 384, 3),
+        block(384, 256, 3),
+        block(256, 256, 3),
+    ]
+
+
+def _vgg_slices() -> list[list[nn.Module]]:
+    slices, inputs = [], 3
+    for outputs, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        layers: list[nn.Module] = [nn.MaxPool2d(2, stride=1), BlurPool(inputs)] if slices else []
+        for _ in range(convolutions):
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True)]
+            inputs = outputs
+        slices.append(layers)
+    return slices
+
+
+class _Network(nn.Module):
+    """The published module tree: scaling_layer, net.slice1..5 (layers numbered through), lin0..4.model.1."""
+
+    def __init__(self, slices: list[list[nn.Module]]):
+        super().__init__()
+        self.scaling_layer = nn.Module()
+        self.scaling_layer.register_buffer("shift", torch.empty(1, 3, 1, 1))
+        self.scaling_layer.register_buffer("scale", torch.empty(1, 3, 1, 1))
+        self.net = nn.Module()
+        number = 0
+        for k, layers in enumerate(slices):
+            numbered = nn.Sequential()
+            for layer in layers:
+                numbered.add_module(str(number), layer)
+                number += 1
+            self.net.add_module(f"slice{k + 1}", numbered)
+            channels = [layer for layer in layers if isinstance(layer, nn.Conv2d)][-1].out_channels
+            head = nn.Module()
+            head.model = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
+            self.add_module(f"lin{k}", head)
+
+
+class PerceptualLoss(nn.Module):
+    """`PerceptualLoss("alex")(x, y)`: (B, 3, H, W) in [0, 1], twice -> (B,) distances, 0 for equal pictures.
+
+    "alex" is small and fast, "vgg" slower and finer. Differentiable with respect to x; the weights are frozen. The
+    features of an unchanging target may be kept: `y` may be what `features(target)` gave. Sides of at least 48 pixels.
+    Raises UserError if the weights cannot be had or do not fit.
+    """
+
+    def __init__(self, net: str = "alex", weights: Path | None = None):
+        super().__init__()
+        self.network = _Network({"alex": _alex_slices, "vgg": _vgg_slices}[net]())
+        weights = model_store.fetch(f"stlpips_{net}") if weights is None else Path(weights)
+        try:
+            self.network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True), strict=True)
+        except Exception as error:  # torch.load and load_state_dict raise many kinds; all mean one thing here
+            raise UserError(f"{weights} does not hold the ST-LPIPS weights ({type(error).__name__}); delete it and run "
+                            f"python -m utils.model_store fetch stlpips_{net}") from error  # fmt: skip
+        self.eval().requires_grad_(False)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Five maps (B, C, h, w) of (B, 3, H, W) in [0, 1], each pixel's channels of length 1."""
+        x = (2 * x - 1 - self.network.scaling_layer.shift) / self.network.scaling_layer.scale
+        maps = []
+        for layers in self.network.net.children():
+            x = layers(x)
+            maps.append(x / (x.square().sum(1, keepdim=True) + 1e-12).sqrt())
+        return maps
+
+    def forward(self, x: Tensor, y: Tensor | list[Tensor]) -> Tensor:
+        if isinstance(y, Tensor):
+            with torch.no_grad():
+                y = self.features(y)
+        total = torch.zeros(x.shape[0], device=x.device)
+        for k, (a, b) in enumerate(zip(self.features(x), y, strict=True)):
+            total = total + self.network.get_submodule(f"lin{k}.model.1")((a - b).square()).mean((1, 2, 3))
+        return total
