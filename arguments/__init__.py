@@ -1,0 +1,164 @@
+"""Settings: four groups of defaults, an optional Python file of overrides, the command line. Later beats earlier.
+
+The merged settings are written to <model>/cfg_args as the text of an argparse Namespace (SIBR reads it too) and read back
+with ast: nothing a user was handed is ever executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+from dataclasses import field
+from pathlib import Path
+
+from utils.errors import UserError
+from utils.files import write_bytes
+
+
+def option(default, text: str, **extra):
+    """A setting with its default and its line of --help."""
+    return field(default=default, metadata={"help": text, **extra})
+
+
+@dataclasses.dataclass
+class ModelParams:
+    """What is learned from what, and where it goes."""
+
+    source_path: str = option("", "data set folder that data_utils/process.py wrote", short="-s")
+    model_path: str = option("", "model folder to write (default model/<name of the data set>)", short="-m")
+    part: str = option("head", "what the surfels model", choices=("head", "face", "all"))
+    audio_encoder: str = option("auto", "which aud_<encoder>.npy drives the mouth; auto takes the best one present")
+    sh_degree: int = option(1, "degree of the view-dependent colour, 0 to 3")
+    max_points: int = option(50_000, "surfels never grow beyond this number")
+    seed_points: int = option(8_000, "points added to the face mesh for hair, ears and mouth before training")
+
+
+@dataclasses.dataclass
+class PipelineParams:
+    """How it runs."""
+
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    seed: int = option(6666, "two runs with one seed on one machine are the same")
+    checkpoint_interval: int = option(500, "iterations between checkpoints that a killed run continues from")
+    log_interval: int = option(10, "iterations between TensorBoard scalars")
+
+
+@dataclasses.dataclass
+class OptimizationParams:
+    """The recipe."""
+
+    iterations: int = option(18_000, "all iterations, coarse and fine")
+    coarse_iterations: int = option(8_000, "iterations of the static head before the conditions come in")
+    batch_size: int = option(16, "frames a fine iteration; the coarse stage uses a quarter")
+    xyz_lr: float = option(1.6e-4, "surfel positions, dm; falls to 1/100 within each stage")
+    plane_lr: float = option(1.6e-3, "tri-plane; falls to 1/10")
+    network_lr: float = option(5e-4, "attention, heads and token encoders; falls to 1/10")
+    feature_lr: float = option(2.5e-3, "colour (higher SH degrees a twentieth of it)")
+    opacity_lr: float = option(0.05, "opacity logits")
+    scaling_lr: float = option(5e-3, "log scales")
+    rotation_lr: float = option(1e-3, "quaternions")
+    lambda_ssim: float = option(0.2, "weight of 1 - SSIM; L1 has the rest")
+    lambda_lips: float = option(0.4, "weight of the L1 inside the lip square")
+    lambda_mask: float = option(0.4, "weight of |alpha - mask|")
+    lambda_perceptual: float = option(0.01, "weight of the ST-LPIPS distance (0 saves its network)")
+    perceptual_lips_only: bool = option(False, "perceptual distance on the lip square alone: cheaper, for CPUs")
+    lambda_attention: float = option(1e-3, "audio attention to the lower face, expression to the upper, frame off the face")
+    lambda_normal: float = option(0.0, "normal consistency of 2DGS")
+    lambda_distortion: float = option(0.0, "depth distortion of 2DGS")
+    densify_from: int = option(500, "first iteration that grows surfels")
+    densify_until: int = option(7_000, "last iteration that grows surfels")
+    densify_interval: int = option(100, "iterations between growths")
+    densify_fraction: float = option(0.05, "share of the surfels that grows each time")
+    min_opacity: float = option(0.005, "fainter surfels are pruned")
+
+
+@dataclasses.dataclass
+class ModelHiddenParams:
+    """The network."""
+
+    plane_resolution: int = option(64, "cells a side of the coarsest plane")
+    plane_multires: tuple[int, ...] = option((1, 2), "resolutions, as multiples of the coarsest")
+    plane_channels: int = option(32, "channels a plane and resolution; the model width is channels x resolutions")
+    tokens: tuple[str, ...] = option(("audio", "expression", "camera", "frame"), "what surfels attend to; null also exists")
+    heads: int = option(2, "attention heads")
+    layers: int = option(1, "attention layers")
+    ffn_hidden: int = option(128, "hidden width of an attention layer")
+    net_width: int = option(128, "hidden width of the deformation heads")
+    dropout: float = option(0.0, "dropout inside the attention")
+
+
+GROUPS = (ModelParams, PipelineParams, OptimizationParams, ModelHiddenParams)
+
+
+def _literal(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add every setting as a flag. Flags that are not given stay out of the Namespace, so that --configs can sit between."""
+    for group_class in GROUPS:
+        group = parser.add_argument_group(group_class.__name__, group_class.__doc__)
+        for f in dataclasses.fields(group_class):
+            names = [f"--{f.name}"] + ([f.metadata["short"]] if "short" in f.metadata else [])
+            kwargs = {"dest": f.name, "default": argparse.SUPPRESS, "help": f"{f.metadata['help']} ({f.default!r})"}
+            if isinstance(f.default, bool):
+                kwargs["action"] = argparse.BooleanOptionalAction
+            elif isinstance(f.default, tuple):
+                kwargs |= {"nargs": "+", "type": _literal}
+            else:
+                kwargs |= {"type": type(f.default), "choices": f.metadata.get("choices")}
+            group.add_argument(*names, **kwargs)
+    parser.add_argument("--configs", help="Python file of NAME = value lines that override the defaults (arguments/custom.py)")
+
+
+def read_config_file(path: str | Path) -> dict:
+    """`name = literal` lines of a Python file -> dict; nothing is executed. Raises UserError naming the line."""
+    names = {f.name for group in GROUPS for f in dataclasses.fields(group)}
+    try:
+        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--configs {path} does not exist") from None
+    except SyntaxError as error:
+        raise UserError(f"--configs {path}, line {error.lineno}: {error.msg}") from None
+    values = {}
+    for node in tree.body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # the docstring
+        try:
+            (target,) = node.targets
+            values[target.id] = ast.literal_eval(node.value)
+        except (AttributeError, ValueError):
+            raise UserError(f"--configs {path}, line {node.lineno}: only lines like  iterations = 10_000  are understood") from None
+        if target.id not in names:
+            raise UserError(f"--configs {path}, line {node.lineno}: there is no setting {target.id!r} (see train.py --help)")
+    return values
+
+
+def merge(command_line: argparse.Namespace) -> argparse.Namespace:
+    """defaults < --configs < command line."""
+    given = dict(vars(command_line))
+    configs = given.pop("configs", None)
+    values = {f.name: f.default for group in GROUPS for f in dataclasses.fields(group)}
+    values |= read_config_file(configs) if configs else {}
+    values |= given
+    return argparse.Namespace(**values)
+
+
+def write_cfg_args(model_path: str | Path, config: argparse.Namespace) -> None:
+    write_bytes(Path(model_path) / "cfg_args", str(config).encode())
+
+
+def read_cfg_args(model_path: str | Path) -> argparse.Namespace:
+    """The settings a model was trained with. Raises UserError if the file is absent or no Namespace of literals."""
+    path = Path(model_path) / "cfg_args"
+    try:
+        call = ast.parse(path.read_text(encoding="utf-8"), mode="eval").body
+        return argparse.Namespace(**{k.arg: ast.literal_eval(k.value) for k in call.keywords})
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; give a model folder that train.py wrote (--model_path model/<name>)") from None
+    except (SyntaxError, ValueError, AttributeError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}); train again or restore it from a backup") from None

@@ -1,0 +1,3 @@
+"""The README's default: head at 512 pixels on one GPU."""
+
+batch_size = 16

@@ -1,0 +1,69 @@
+"""The rendered head over its backdrop, and attention maps as colours: tensors in, tensors out, on any device.
+
+Pictures are (B, 3, H, W) in [0, 1], RGB. A rendering is premultiplied: its colour over black, with alpha beside it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.constants import IMAGE_SIZE
+from utils.image_metrics import blur, gaussian_kernel
+
+
+def composite(rgb: Tensor, alpha: Tensor, backdrop: Tensor, feather: float = 0.0) -> Tensor:
+    """(B, 3, H, W): the rendering `rgb` (premultiplied), `alpha` (B, 1, H, W) over `backdrop`.
+
+    `feather` is the standard deviation of the soft edge in pixels of a 512 picture; 0 trusts alpha alone. Feathering
+    scales colour and alpha alike, so that no dark or bright halo can appear.
+    """
+    if feather > 0:
+        weight = edge_weight(alpha, feather * alpha.shape[-1] / IMAGE_SIZE)
+        rgb, alpha = rgb * weight, alpha * weight
+    return rgb + (1 - alpha) * backdrop
+
+
+def edge_weight(alpha: Tensor, sigma: float) -> Tensor:
+    """(B, 1, H, W) in [0, 1]: 1 inside the shape `alpha`, about 0.1 at its edge, falling within some `sigma` pixels.
+
+    The shape (alpha over 1/2, its small holes closed) is eroded, then blurred with a Gaussian. What the picture's border
+    cuts off counts as inside, so that shoulders do not fade at the bottom.
+    """
+    reach = max(1, round(1.25 * sigma))
+    shape = (alpha > 0.5).to(alpha.dtype)
+    closed = _shrink(-_shrink(-shape, reach), reach)
+    return blur(_shrink(closed, reach), gaussian_kernel(sigma), "replicate")
+
+
+def _shrink(maps: Tensor, reach: int) -> Tensor:
+    """Minimum over squares of side 2 reach + 1 (along rows, then columns); what lies outside the picture has no say."""
+    maps = F.max_pool2d(-maps, (1, 2 * reach + 1), 1, (0, reach))
+    return -F.max_pool2d(maps, (2 * reach + 1, 1), 1, (reach, 0))
+
+
+def to_bytes(pictures: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] -> (B, H, W, 3) uint8, rounded, on the same device."""
+    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def from_bytes(pictures: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1], on the same device."""
+    return pictures.permute(0, 3, 1, 2).float() / 255
+
+
+@functools.cache
+def _colour_table(device: torch.device) -> Tensor:
+    """(256, 3) uint8 RGB of OpenCV's inferno: black is 0, bright yellow 1, even steps look even."""
+    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8), cv2.COLORMAP_INFERNO)[:, 0, ::-1]
+    return torch.from_numpy(table.copy()).to(device)
+
+
+def colour_map(values: Tensor) -> Tensor:
+    """(B, H, W) in [0, 1] -> (B, H, W, 3) uint8. The scale is fixed, so that colours compare between frames and tokens."""
+    return _colour_table(values.device)[(values.clamp(0, 1) * 255).round().long()]

@@ -1,0 +1,166 @@
+"""What drives the head in one frame, and the tokens the attention reads it through (lineage.md 3.3, 4.3, 6.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+AUDIO_WINDOW = 8  # rows i-4 .. i+3 of the audio features describe frame i
+TOKEN_NAMES = ("audio", "expression", "camera", "frame", "null")
+
+
+@dataclasses.dataclass
+class Conditions:
+    """The driving signals of B frames."""
+
+    audio: Tensor  # (B, 8, D) rows of the speech encoder around each frame
+    expression: Tensor  # (B, 7) upper-face blendshapes
+    view: Tensor  # (B, 4, 4) world to camera, OpenCV axes, dm
+    intrinsics: Tensor  # (B, 3, 3) pixels
+    frame: Tensor  # (B,) frame ids of the video whose appearance is replayed
+
+    def to(self, device: torch.device | str) -> Conditions:
+        return Conditions(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
+
+
+class Standardise(nn.Module):
+    """Subtract the mean and divide by the deviation of the training data; unseen values are bounded at 4 deviations."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("deviation", torch.ones(width))
+
+    def fit(self, data: Tensor) -> None:
+        """Take mean and deviation from (F, width) rows."""
+        self.mean.copy_(data.mean(0))
+        deviation = data.std(0)
+        self.deviation.copy_(deviation.clamp_min(1e-4 + 0.05 * deviation.max()))  # no noise from columns that stand still
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) / self.deviation).clamp(-4.0, 4.0)
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(zip(widths, widths[1:], strict=False)):
+        layers += [nn.Linear(a, b)] + ([nn.ReLU()] if i < len(widths) - 2 else [])
+    return nn.Sequential(*layers)
+
+
+class AudioToken(nn.Module):
+    """Each row 512 -> 32, then a learned weighting of the 8 rows (SyncTalk's AudioNet_ave and AudioAttNet, batched)."""
+
+    def __init__(self, features: int, d_model: int):
+        super().__init__()
+        self.standardise = Standardise(features)
+        self.rows = nn.Sequential(
+            nn.Linear(features, 256), nn.LeakyReLU(0.02), nn.Linear(256, 128), nn.LeakyReLU(0.02), nn.Linear(128, 32)
+        )
+        convolutions: list[nn.Module] = []
+        for a, b in ((32, 16), (16, 8), (8, 4), (4, 2), (2, 1)):
+            convolutions += [nn.Conv1d(a, b, 3, padding=1), nn.LeakyReLU(0.02)]
+        self.weights = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(AUDIO_WINDOW, AUDIO_WINDOW), nn.Softmax(-1))
+        self.out = mlp(32, d_model, d_model)
+
+    def forward(self, conditions: Conditions) -> Tensor:
+        rows = self.rows(self.standardise(conditions.audio))  # (B, 8, 32)
+        weights = self.weights(rows.transpose(1, 2))  # (B, 8)
+        return self.out((weights[..., None] * rows).sum(1))
+
+
+class ExpressionToken(nn.Module):
+    """The upper-face blendshapes: brows and blinks."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.standardise = Standardise(7)
+        self.out = mlp(7, d_model, d_model)
+
+    def forward(self, conditions: Conditions) -> Tensor:
+        return self.out(self.standardise(conditions.expression))
+
+
+class CameraToken(nn.Module):
+    """Rotation and translation of the view, for what moves with the pose: hair, shading, the neck."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.standardise = Standardise(12)
+        self.out = mlp(12, d_model, d_model)
+
+    def forward(self, conditions: Conditions) -> Tensor:
+        return self.out(self.standardise(conditions.view[:, :3].flatten(1)))
+
+
+class FrameToken(nn.Module):
+    """A slow sinusoidal code of the frame index: appearance that no other signal explains.
+
+    The shortest period is 64 frames, so neighbours have close codes; beyond the last trained frame the code stays there.
+    `still` pins it to one frame (steadier pictures, lineage.md 6.1).
+    """
+
+    def __init__(self, d_model: int, bands: int = 6):
+        super().__init__()
+        self.register_buffer("last", torch.tensor(0))  # highest frame id seen in training
+        self.register_buffer("frequencies", 2 * math.pi / (64.0 * 2.0 ** torch.arange(bands)), persistent=False)
+        self.out = mlp(2 * bands, d_model, d_model)
+        self.still: int | None = None
+
+    def forward(self, conditions: Conditions) -> Tensor:
+        frame = torch.full_like(conditions.frame, self.still) if self.still is not None else conditions.frame
+        phase = torch.minimum(frame, self.last)[:, None] * self.frequencies
+        return self.out(torch.cat([phase.sin(), phase.cos()], 1))
+
+
+class NullToken(nn.Module):
+    """A learned constant for what depends on nothing."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.value = nn.Parameter(torch.randn(d_model))
+
+    def forward(self, conditions: Conditions) -> Tensor:
+        return self.value.expand(len(conditions.frame), -1)
+
+
+class ConditionEncoder(nn.Module):
+    """The chosen tokens of a batch, stacked: (B, T, d_model)."""
+
+    def __init__(self, names: tuple[str, ...], audio_features: int, d_model: int):
+        super().__init__()
+        kinds = {
+            "audio": lambda: AudioToken(audio_features, d_model),
+            "expression": lambda: ExpressionToken(d_model),
+            "camera": lambda: CameraToken(d_model),
+            "frame": lambda: FrameToken(d_model),
+            "null": lambda: NullToken(d_model),
+        }
+        self.tokens = nn.ModuleDict({name: kinds[name]() for name in names})
+
+    def fit(self, conditions: Conditions) -> None:
+        """Take the statistics of the training clip: `conditions` holds all its frames."""
+        for name, data in (
+            ("audio", conditions.audio[:, AUDIO_WINDOW // 2]),
+            ("expression", conditions.expression),
+            ("camera", conditions.view[:, :3].flatten(1)),
+        ):
+            if name in self.tokens:
+                self.tokens[name].standardise.fit(data)
+        if "frame" in self.tokens:
+            self.tokens["frame"].last.fill_(int(conditions.frame.max()))
+
+    def forward(self, conditions: Conditions) -> Tensor:
+        return torch.stack([token(conditions) for token in self.tokens.values()], 1)
+
+
+def audio_windows(features: Tensor, rows: Tensor) -> Tensor:
+    """(F, D) features and (B,) row indices -> (B, 8, D): rows i-4 .. i+3, zeros beyond either end (lineage.md 4.3)."""
+    half = AUDIO_WINDOW // 2
+    padded = F.pad(features, (0, 0, half, half))
+    last = len(features) - 1  # the container may hold one frame more than the audio describes
+    return padded[rows.clamp(max=last)[:, None] + torch.arange(AUDIO_WINDOW)]

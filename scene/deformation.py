@@ -1,0 +1,93 @@
+"""From driving signals to surfels: tri-plane features, attention over the tokens, five heads of residuals (lineage.md 3.2-3.5)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor, nn
+
+from scene.attention import TokenAttention
+from scene.condition import ConditionEncoder, Conditions
+from scene.tri_plane import TriPlane
+
+
+@dataclasses.dataclass
+class Surfels:
+    """Surfel attributes before activation: (N, ...) canonical, (B, N, ...) deformed. Scale is log, opacity a logit."""
+
+    xyz: Tensor  # (..., N, 3) dm
+    scaling: Tensor  # (..., N, 2)
+    rotation: Tensor  # (..., N, 4) quaternion w x y z, any length
+    opacity: Tensor  # (..., N, 1)
+    sh: Tensor  # (..., N, K, 3)
+    attention: Tensor | None = None  # (B, N, T) weight of each token, sums to 1
+
+
+class ResidualHeads(nn.Module):
+    """Linear-ReLU-Linear for each named output; the first layers run as one product. Starts near zero."""
+
+    def __init__(self, width: int, hidden: int, outputs: dict[str, int]):
+        super().__init__()
+        self.hidden = hidden
+        self.first = nn.Linear(width, hidden * len(outputs))
+        self.last = nn.ModuleDict({name: nn.Linear(hidden, size) for name, size in outputs.items()})
+        for layer in self.last.values():
+            nn.init.xavier_uniform_(layer.weight, gain=0.1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(..., width) -> name -> (..., size)."""
+        hidden = self.first(x.relu()).relu().split(self.hidden, -1)
+        return {name: layer(h) for (name, layer), h in zip(self.last.items(), hidden, strict=True)}
+
+
+class Deformation(nn.Module):
+    """Residuals of every surfel attribute from the conditions of a frame."""
+
+    def __init__(self, config, audio_features: int):
+        """`config` carries ModelHiddenParams and sh_degree (arguments/__init__.py)."""
+        super().__init__()
+        colour = 3 * (config.sh_degree + 1) ** 2
+        self.tri_plane = TriPlane(config.plane_channels, config.plane_resolution, tuple(config.plane_multires))
+        width = self.tri_plane.width
+        self.conditions = ConditionEncoder(tuple(config.tokens), audio_features, width)
+        self.attention = nn.ModuleList(
+            TokenAttention(width, config.heads, config.ffn_hidden, config.dropout) for _ in range(config.layers)
+        )
+        self.heads = ResidualHeads(
+            width, config.net_width, {"xyz": 3, "scaling": 2, "rotation": 4, "opacity": 1, "sh": colour}
+        )
+        # the static stage trains the planes through this decoder; its result is then written into the surfels
+        self.decoder = ResidualHeads(width, config.net_width, {"opacity": 1, "sh": colour})
+
+    @property
+    def token_names(self) -> tuple[str, ...]:
+        return tuple(self.conditions.tokens)
+
+    def canonical(self, surfels: Surfels) -> Surfels:
+        """Coarse stage: opacity and colour as stored plus what the tri-plane decodes at each surfel."""
+        residual = self.decoder(self.tri_plane(surfels.xyz.detach()))
+        return dataclasses.replace(
+            surfels,
+            opacity=surfels.opacity + residual["opacity"],
+            sh=surfels.sh + residual["sh"].view_as(surfels.sh),
+        )
+
+    def forward(self, surfels: Surfels, conditions: Conditions, features: Tensor | None = None) -> Surfels:
+        """Deform canonical surfels for B frames. `features` (N, width) may be given when they are already known."""
+        x = self.tri_plane(surfels.xyz) if features is None else features
+        tokens = self.conditions(conditions)
+        maps = []
+        for layer in self.attention:
+            x, attention = layer(x, tokens)
+            maps.append(attention)
+        residual = self.heads(x)
+        return Surfels(
+            xyz=surfels.xyz + residual["xyz"],
+            scaling=surfels.scaling + residual["scaling"],
+            rotation=nn.functional.normalize(surfels.rotation, dim=-1) + residual["rotation"],
+            opacity=surfels.opacity + residual["opacity"],
+            sh=surfels.sh + residual["sh"].unflatten(-1, surfels.sh.shape[-2:]),
+            attention=torch.stack(maps).mean(0),
+        )

@@ -1,0 +1,108 @@
+"""Reads a data set folder (DESIGN.md section 4). Only paths and small tables are held; pictures are decoded on demand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scene.cameras import intrinsics
+from scene.condition import Conditions, audio_windows
+from utils.constants import DM_PER_M, UPPER_FACE_COLUMNS
+from utils.dataset_folder import DatasetFolder
+from utils.errors import UserError
+from utils.files import read_json, read_npy
+from utils.image import read_parsing, read_rgb, read_rgba
+from utils.pose import world_to_view
+
+ENCODER_PREFERENCE = ("ave", "whisper", "hubert", "deepspeech", "mel")
+
+
+class TalkingDatasetReader:
+    """One person's clip: ids, cameras, driving signals, and pictures by frame id.
+
+    Attributes: `splits` {"train", "val"}: lists of ids; `ids`: both, ascending; `width`, `height`, `focal`, `cx`, `cy`
+    pixels; `encoder` and `audio` (F, D); `expression` (F, 7); `views` (F, 4, 4) world to camera, dm, rows of ids only.
+    Raises UserError naming the missing file and the stage that makes it.
+    """
+
+    def __init__(self, source_path: Path | str, encoder: str = "auto"):
+        self.folder = DatasetFolder(source_path)
+        if not self.folder.root.is_dir():
+            raise UserError(f"{source_path} is no folder; give the data set that data_utils/process.py wrote (data/<name>)")
+        require = self.folder.require
+        for path in (self.folder.transforms("train"), self.folder.transforms("val"), self.folder.root / "ori_imgs",
+                     self.folder.root / "parsing", self.folder.root / "torso_imgs", self.folder.background):  # fmt: skip
+            require(path)
+        self.splits: dict[str, list[int]] = {}
+        poses: dict[int, np.ndarray] = {}
+        for split in ("train", "val"):
+            table = read_json(self.folder.transforms(split))
+            unit = {"m": DM_PER_M, "dm": 1.0, "mm": 0.01}.get(table.get("unit", "m"))
+            if unit is None:
+                raise UserError(f"{self.folder.transforms(split)}: unknown unit {table['unit']!r}; m, dm and mm are understood")
+            for frame in table["frames"]:
+                pose = np.array(frame["transform_matrix"], dtype=np.float64)
+                pose[:3, 3] *= unit
+                poses[frame["img_id"]] = pose
+            self.splits[split] = [frame["img_id"] for frame in table["frames"]]
+        self.ids = sorted(poses)
+        if not self.splits["train"]:
+            raise UserError(f"{self.folder.transforms('train')} lists no frame; run process.py again on a longer clip")
+        self.focal, self.cx, self.cy = (float(table[key]) for key in ("focal_len", "cx", "cy"))
+        self.height, self.width = self.image(self.ids[0]).shape[:2]
+
+        matrices = torch.from_numpy(np.stack([poses[i] for i in self.ids]))
+        self.views = torch.zeros(self.ids[-1] + 1, 4, 4)
+        self.views[self.ids] = world_to_view(matrices).float()
+        self.encoder = self._choose_encoder(encoder)
+        self.audio = read_npy(require(self.folder.audio_features(self.encoder))).astype(np.float32)
+        self.expression = read_npy(require(self.folder.blendshapes))[:, list(UPPER_FACE_COLUMNS)].astype(np.float32)
+        if len(self.expression) <= self.ids[-1]:
+            raise UserError(f"{self.folder.blendshapes} has {len(self.expression)} rows but frame {self.ids[-1]} is listed; "
+                            "run process.py --task 9 again")  # fmt: skip
+
+    def _choose_encoder(self, wanted: str) -> str:
+        if wanted != "auto":
+            return wanted
+        for name in ENCODER_PREFERENCE:
+            if self.folder.audio_features(name).exists():
+                return name
+        raise UserError(f"{self.folder.root} holds no audio features (aud_<encoder>.npy); "
+                        "run data_utils/process.py --task 1 --end_task 1")  # fmt: skip
+
+    def image(self, i: int) -> np.ndarray:
+        """(H, W, 3) uint8: the frame as filmed."""
+        return read_rgb(self.folder.require(self.folder.frame(i)))
+
+    def parsing(self, i: int) -> np.ndarray:
+        """(H, W) uint8 CelebAMask classes."""
+        return read_parsing(self.folder.require(self.folder.parsing(i)))
+
+    def backdrop(self, i: int) -> np.ndarray:
+        """(H, W, 3) uint8: the torso without its head over the background plate; what the rendered head is put on."""
+        torso = read_rgba(self.folder.require(self.folder.torso(i))).astype(np.float32)
+        plate = read_rgb(self.folder.background)
+        alpha = torso[..., 3:] / 255.0
+        return (torso[..., :3] * alpha + plate * (1 - alpha) + 0.5).astype(np.uint8)
+
+    def landmarks(self, i: int) -> np.ndarray:
+        """(68, 2) float32 pixels, iBUG order."""
+        return np.loadtxt(self.folder.require(self.folder.landmarks(i)), dtype=np.float32).reshape(68, 2)
+
+    def conditions(self, pose_ids: list[int], audio_rows: list[int] | None = None,
+                   audio: np.ndarray | None = None) -> Conditions:  # fmt: skip
+        """Driving signals of a batch: pose, expression and frame code of `pose_ids`, speech of `audio_rows`.
+
+        `audio` (F, D) defaults to the clip's own features, `audio_rows` to `pose_ids`.
+        """
+        poses = torch.as_tensor(pose_ids)
+        rows = poses if audio_rows is None else torch.as_tensor(audio_rows)
+        return Conditions(
+            audio=audio_windows(torch.from_numpy(self.audio if audio is None else audio), rows),
+            expression=torch.from_numpy(self.expression)[poses],
+            view=self.views[poses],
+            intrinsics=intrinsics(self.focal, self.cx, self.cy).expand(len(poses), 3, 3),
+            frame=poses,
+        )

@@ -1,0 +1,35 @@
+"""Multi-resolution tri-plane: a feature for every point of space from three learned planes (K-Planes, Fridovich-Keil 2023)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # xy, xz, yz
+
+
+class TriPlane(nn.Module):
+    """Features of world points: product over the three planes, concatenated over the resolutions."""
+
+    def __init__(self, channels: int, resolution: int, multires: tuple[int, ...]):
+        super().__init__()
+        self.planes = nn.ParameterList(
+            nn.Parameter(torch.empty(3, channels, resolution * m, resolution * m).uniform_(0.1, 0.5)) for m in multires
+        )
+        self.register_buffer("box", torch.tensor([[-1.0] * 3, [1.0] * 3]))  # lower and upper corner, dm
+        self.width = channels * len(multires)
+
+    def set_box(self, points: Tensor, margin: float = 0.1) -> None:
+        """Fit the box to (N, 3) points with a margin relative to its size; outside it the border feature is read."""
+        low, high = points.amin(0), points.amax(0)
+        self.box.copy_(torch.stack([low - margin * (high - low), high + margin * (high - low)]))
+
+    def forward(self, points: Tensor) -> Tensor:
+        """(N, 3) points, dm -> (N, width) features."""
+        unit = (points - self.box[0]) / (self.box[1] - self.box[0]) * 2 - 1
+        grid = torch.stack([unit[:, list(axes)] for axes in PLANE_AXES])[:, None]  # (3, 1, N, 2)
+        features = [
+            F.grid_sample(plane, grid, align_corners=True, padding_mode="border")[:, :, 0].prod(0) for plane in self.planes
+        ]
+        return torch.cat(features).T

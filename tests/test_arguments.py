@@ -1,0 +1,53 @@
+"""Settings: order, files of overrides, and the cfg_args text."""
+
+import argparse
+
+import pytest
+
+import arguments
+from utils.errors import UserError
+
+
+def parse(*argv):
+    parser = argparse.ArgumentParser()
+    arguments.add_arguments(parser)
+    return arguments.merge(parser.parse_args(list(argv)))
+
+
+def test_the_command_line_beats_the_config_file_which_beats_the_defaults(tmp_path):
+    (tmp_path / "c.py").write_text('"""mine"""\nbatch_size = 3\niterations = 7_000\ntokens = ("audio", "null")\n')
+    config = parse("-s", "data/x", "--configs", str(tmp_path / "c.py"), "--batch_size", "5")
+    assert (config.source_path, config.batch_size, config.iterations, config.sh_degree) == ("data/x", 5, 7000, 1)
+    assert config.tokens == ("audio", "null")
+
+
+def test_a_boolean_setting_can_be_switched_off_from_the_command_line():
+    assert parse("--perceptual_lips_only").perceptual_lips_only is True
+    assert parse("--no-perceptual_lips_only").perceptual_lips_only is False
+
+
+@pytest.mark.parametrize("name", ["custom.py", "fast.py"])
+def test_every_shipped_config_names_real_settings(name):
+    parse("--configs", f"arguments/{name}")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [("bacth_size = 3", "bacth_size"), ("x = __import__('os')", "line 1"), ("import os", "line 1"), ("a = = 3", "line 1")],
+)
+def test_a_config_file_is_never_executed_and_its_bad_line_is_named(tmp_path, text, said):
+    (tmp_path / "c.py").write_text(text)
+    with pytest.raises(UserError, match=said):
+        parse("--configs", str(tmp_path / "c.py"))
+
+
+def test_cfg_args_survives_the_round_trip(tmp_path):
+    config = parse("-s", "data/a folder/é")
+    arguments.write_cfg_args(tmp_path, config)
+    assert vars(arguments.read_cfg_args(tmp_path)) == vars(config)
+
+
+def test_cfg_args_with_code_in_it_is_refused(tmp_path):
+    (tmp_path / "cfg_args").write_text("Namespace(source_path=__import__('os').getcwd())")
+    with pytest.raises(UserError, match="cfg_args"):
+        arguments.read_cfg_args(tmp_path)
