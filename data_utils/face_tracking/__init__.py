@@ -1,0 +1,126 @@
+"""Stage 7: fit a face model to the landmarks of the whole clip -> track_params.pt and the canonical face fused.ply."""
+
+from __future__ import annotations
+
+import argparse
+
+import cv2
+import numpy as np
+import torch
+
+from data_utils.face_tracking.facemodel import COEFFICIENT_BOUND, load_face_model
+from data_utils.face_tracking.fit import REFERENCE_SIDE, Fit, fit_clip
+from data_utils.face_tracking.surface import subdivide, vertex_normals
+from data_utils.pose_solver import Poses, project, still_jitter
+from utils.dataset_folder import DatasetFolder
+from utils.errors import UserError
+from utils.files import atomic_path
+from utils.image import read_rgb
+from utils.ply import write_mesh
+from utils.pose import matrix_to_euler
+from utils.progress import progress
+
+FUSED_VERTICES = 5000  # fused.ply is subdivided until it has at least as many
+COLOUR_FRAMES = 12
+
+
+def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
+    """Writes track_params.pt and fused.ply; returns facts for the report."""
+    model = load_face_model(getattr(options, "face_model", "auto"))
+    ids = np.array(folder.valid_ids())
+    landmarks = read_landmarks(folder)
+    count, landmarks = len(landmarks), landmarks[ids]
+    height, width = read_rgb(folder.require(folder.frame(int(ids[0])))).shape[:2]
+    centre = np.array([width / 2, height / 2])
+    with progress(label="face tracking", unit="step") as bar:
+        fit = fit_clip(model, landmarks, ids, centre, lambda cost: (bar.update(), bar.set_postfix(cost=f"{cost:.0f}")))
+
+    write_params(folder, fit, ids, count)
+    points, normals, colours, faces = canonical_face(fit, folder, ids, centre)
+    write_mesh(folder.fused, points, normals, colours, faces)
+    return _facts(fit, landmarks, ids, centre) | {"fused_vertices": len(points)}
+
+
+def read_landmarks(folder: DatasetFolder) -> np.ndarray:
+    """(F, 478, 3) dense landmarks of every frame, pixels; NaN where no face was found."""
+    with np.load(folder.require(folder.face_landmarks), allow_pickle=False) as data:
+        return data["points"]
+
+
+def write_params(folder: DatasetFolder, fit: Fit, ids: np.ndarray, count: int) -> None:
+    """track_params.pt: coefficients and poses (dm) of all `count` frames; the dropped ones are interpolated.
+
+    The clip's own expression basis (E, V, 3) goes along, without which its coefficients would say nothing.
+    """
+    poses = fit.poses.spread(ids, count)
+    expression = np.stack([np.interp(np.arange(count), ids, column) for column in fit.expression.T], 1)
+    params = {
+        "id": fit.identity[None], "exp": expression, "euler": matrix_to_euler(torch.from_numpy(poses.rotation)),
+        "trans": poses.translation, "focal": np.array([fit.focal]), "expression_basis": fit.model.expression,
+    }  # fmt: skip
+    with atomic_path(folder.track_params) as temporary:
+        torch.save({name: torch.as_tensor(value, dtype=torch.float32) for name, value in params.items()}, temporary)
+
+
+def canonical_face(fit: Fit, folder: DatasetFolder, ids: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The subject's face, mean identity and mean expression, subdivided, with the colours that the video shows there.
+
+    Returns points (V, 3) dm, normals (V, 3), colours (V, 3) in [0, 1], faces (T, 3).
+    A vertex's colour is the median over frames in which its surface is turned to the camera.
+    """
+    points, faces = fit.model.vertices(fit.identity, fit.expression.mean(0)), fit.model.triangles
+    moving = fit.vertices(some := np.unique(np.linspace(0, len(ids) - 1, COLOUR_FRAMES).astype(int)))
+    while len(points) < FUSED_VERTICES:
+        split = [subdivide(shape, faces)[0] for shape in moving]
+        points, faces = subdivide(points, faces)
+        moving = np.stack(split)
+    poses = fit.poses[some]
+    pixels = project(moving, poses, fit.focal, centre)
+    camera = moving @ poses.rotation.transpose(0, 2, 1) + poses.translation[:, None]
+    colours = np.full((len(some), len(points), 3), np.nan)
+    for k, frame in enumerate(ids[some]):
+        image = read_rgb(folder.frame(int(frame)))
+        facing = -(vertex_normals(camera[k], faces) * camera[k]).sum(1) / np.linalg.norm(camera[k], axis=1)
+        # pixel centres lie at +0.5 in our pixels, at integers in OpenCV's
+        at = (pixels[k] - 0.5).astype(np.float32)
+        inside = ((at >= 0) & (at <= np.array(image.shape[1::-1]) - 1)).all(1)
+        seen = inside & (facing > 0.3)
+        colours[k, seen] = cv2.remap(image, at[seen, None], None, cv2.INTER_LINEAR)[:, 0]
+    known = np.isfinite(colours).any((0, 2))
+    if not known.any():
+        raise UserError(f"{folder.root}: the fitted face lies outside the pictures; the landmarks of stage 2 are unusable")
+    colour = np.zeros((len(points), 3))
+    colour[known] = np.nanmedian(colours[:, known], 0)
+    nearest = np.linalg.norm(points[~known, None] - points[known], axis=2).argmin(1)
+    colour[~known] = colour[known][nearest]
+    return points, vertex_normals(points, faces), colour / 255, faces
+
+
+def _facts(fit: Fit, landmarks: np.ndarray, ids: np.ndarray, centre: np.ndarray) -> dict:
+    scale = REFERENCE_SIDE / (centre.max() * 2)
+    model = fit.model
+    pixels = project(fit.vertices()[:, model.landmark_vertices], fit.poses, fit.focal, centre)
+    squared = ((pixels - landmarks[:, model.landmark_ids, :2]) ** 2).sum(-1) * scale**2
+    rigid = model.rigid[model.landmark_vertices]
+    jitter, still = still_jitter(rigid_pixels(fit.poses, fit.focal, model.mean[model.rigid], centre) * scale, ids)
+    warnings = []
+    if squared.mean() > 3**2:
+        warnings.append(f"the face model misses the landmarks by {squared.mean() ** 0.5:.1f} px; look at 3dmm_render.mp4")
+    if np.abs(fit.expression).max() >= COEFFICIENT_BOUND:
+        frames = ids[(np.abs(fit.expression) >= COEFFICIENT_BOUND).any(1)]
+        warnings.append(f"expression at its bound in {len(frames)} frames, the first {frames[0]}")
+    return {
+        "backend": model.name,
+        "focal": round(fit.focal, 1),
+        "distance_dm": round(float(-fit.poses.translation[:, 2].mean()), 2),
+        "landmark_error_px": round(float(squared.mean() ** 0.5), 3),
+        "rigid_error_px": round(float(squared[:, rigid].mean() ** 0.5), 3),
+        "still_jitter_px": jitter,
+        "still_frames": still,
+        "warnings": warnings,
+    }
+
+
+def rigid_pixels(poses: Poses, focal: float, points: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """(F, N, 2) projections of at most 50 of the given points (N, 3): what the jitter score is measured on."""
+    return project(points[:: max(1, len(points) // 50)], poses, focal, centre)

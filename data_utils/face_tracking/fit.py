@@ -1,0 +1,192 @@
+"""Joint fit of a face model to the dense landmarks of a whole clip: one identity and focal length, a pose and expression a frame.
+
+The solver is Levenberg-Marquardt on all frames at once (data_utils/pose_solver.py); expressions are eliminated frame by frame
+before the poses are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from data_utils.face_tracking.facemodel import COEFFICIENT_BOUND, FaceModel
+from data_utils.pose_solver import CHUNK, Poses, SmoothMotion, cauchy, levenberg_marquardt, linearise, project, solve_arrow
+
+# All pixel figures below are for a picture side of 512 and scale with it.
+REFERENCE_SIDE = 512
+LANDMARK_NOISE = 1.5  # px, before the clip has shown its own
+MOTION_DEVIATION = 1.0  # px a frame squared, of the prior on the second difference of the pose
+FOCAL, FOCAL_DEVIATION = 1200.0, 0.15  # px, and of its logarithm: a head that fills half the picture, from arm's length to a studio
+FOCAL_BOUNDS = (600.0, 1600.0)
+INDEPENDENT = 30  # a network's landmarks err together: as informative as about so many independent ones,
+INDEPENDENT_FRAMES = 5  # and much of the error is the same in every frame: to the shape, a clip says no more than so many frames
+ROBUST = 2.5  # deviations at which the Cauchy loss turns
+EXPRESSIONS = 24
+SHAPE_FRAMES = 300  # frames that determine the identity before all frames join in
+
+
+@dataclasses.dataclass
+class Fit:
+    """A fitted clip. Poses in dm (utils/pose.py), coefficients in standard deviations, focal in pixels."""
+
+    model: FaceModel
+    poses: Poses
+    identity: np.ndarray  # (K,)
+    expression: np.ndarray  # (F, E)
+    focal: float
+
+    def vertices(self, frames=slice(None)) -> np.ndarray:
+        """(F, V, 3) dm."""
+        return self.model.vertices(self.identity, self.expression[frames])
+
+
+class FaceProblem:
+    """The fit as a least-squares problem. observed (F, L, 2) px of the model's landmarks, noise (L,) px."""
+
+    def __init__(self, model: FaceModel, observed: np.ndarray, noise: np.ndarray, centre: np.ndarray, motion: SmoothMotion | None):
+        chosen = model.landmark_vertices
+        self.observed, self.noise, self.centre, self.motion = observed, noise, centre, motion
+        self.mean = model.mean[chosen]
+        self.identity = model.identity[:, chosen].reshape(-1, 3 * len(chosen))  # (K, 3L)
+        self.expression = model.expression[:, chosen].reshape(-1, 3 * len(chosen))  # (E, 3L)
+        self.share = min(1.0, INDEPENDENT / len(chosen))
+        self.prior = max(1.0, len(observed) / INDEPENDENT_FRAMES)  # weight of the priors of what all frames share
+        self.focal_prior = np.log(FOCAL * centre.max() * 2 / REFERENCE_SIDE)
+
+    def points(self, fit: Fit, frames: slice) -> np.ndarray:
+        neutral = self.mean + (fit.identity @ self.identity).reshape(-1, 3)
+        return neutral + (fit.expression[frames] @ self.expression).reshape(-1, *self.mean.shape)
+
+    def chunks(self) -> list[slice]:
+        return [slice(i, i + CHUNK) for i in range(0, len(self.observed), CHUNK)]
+
+    def squared(self, fit: Fit, frames: slice) -> np.ndarray:
+        """(F, L) squared reprojection errors, in deviations."""
+        error = project(self.points(fit, frames), fit.poses[frames], fit.focal, self.centre) - self.observed[frames]
+        return (error**2).sum(-1) / self.noise**2
+
+    def cost(self, fit: Fit) -> float:
+        data = sum(cauchy(self.squared(fit, frames), ROBUST)[0].sum() for frames in self.chunks())
+        shared = (fit.identity**2).sum() + ((np.log(fit.focal) - self.focal_prior) / FOCAL_DEVIATION) ** 2
+        prior = self.prior * shared + (fit.expression**2).sum()
+        return 0.5 * float(self.share * data + prior) + (self.motion.cost(fit.poses) if self.motion else 0.0)
+
+    def propose(self, fit: Fit, damping: float) -> Fit:
+        frames, shared = len(self.observed), len(self.identity) + 1
+        pose, pose_gradient, border = np.zeros((frames, 6, 6)), np.zeros((frames, 6)), np.zeros((frames, 6, shared))
+        precision = self.prior * np.r_[np.ones(shared - 1), FOCAL_DEVIATION**-2]
+        corner = np.diag(precision)
+        corner_gradient = precision * np.r_[fit.identity, np.log(fit.focal) - self.focal_prior]
+        point = np.zeros((len(self.mean), 3, 3))
+        eliminated = []
+        for chunk in self.chunks():
+            weight = self.share * cauchy(self.squared(fit, chunk), ROBUST)[1] / self.noise**2
+            part = linearise(self.points(fit, chunk), fit.poses[chunk], fit.focal, self.centre, self.observed[chunk], weight)
+            count = len(part.pose)
+            pose_point = part.pose_point.swapaxes(1, 2).reshape(count, 6, -1)
+            point_focal = part.point_focal.reshape(count, -1, 1)
+            pose[chunk], pose_gradient[chunk] = part.pose, part.pose_gradient
+            border[chunk] = np.concatenate([pose_point @ self.identity.T, part.pose_focal[..., None]], 2)
+            point += part.point.sum(0)
+            corner[-1, -1] += part.focal
+            cross = self.identity @ point_focal.sum(0)[:, 0]
+            corner[:-1, -1] += cross
+            corner[-1, :-1] += cross
+            corner_gradient[:-1] += self.identity @ part.point_gradient.sum(0).ravel()
+            corner_gradient[-1] += part.focal_gradient
+
+            # per frame: the expression block, and what couples it to [itself's gradient | pose | shared]
+            curved = _blocks_times(part.point, self.expression)  # (F, E, 3L)
+            block = curved @ self.expression.T + np.eye(len(self.expression))
+            block += damping * block * np.eye(len(self.expression))
+            gradient = part.point_gradient.reshape(count, -1) @ self.expression.T + fit.expression[chunk]
+            coupling = np.concatenate([gradient[..., None], self.expression @ pose_point.swapaxes(1, 2),
+                                       curved @ self.identity.T, self.expression @ point_focal], 2)  # fmt: skip
+            solved = np.linalg.solve(block, coupling)
+            reduced = coupling[..., 1:].swapaxes(1, 2) @ solved  # (F, 6 + S, 1 + 6 + S)
+            pose[chunk] -= reduced[:, :6, 1:7]
+            pose_gradient[chunk] -= reduced[:, :6, 0]
+            border[chunk] -= reduced[:, :6, 7:]
+            corner -= reduced[:, 6:, 7:].sum(0)
+            corner_gradient -= reduced[:, 6:, 0].sum(0)
+            eliminated.append(solved)
+        corner[:-1, :-1] += _blocks_times(point[None], self.identity)[0] @ self.identity.T
+        pose_step, step = solve_arrow(pose, pose_gradient, border, corner, corner_gradient, damping, fit.poses, self.motion)
+        solved = np.concatenate(eliminated)
+        expression_step = -(solved[..., 0] + (solved[..., 1:] @ np.concatenate(
+            [pose_step, np.tile(step, (frames, 1))], 1)[..., None])[..., 0])  # fmt: skip
+        low, high = np.array(FOCAL_BOUNDS) * self.centre.max() * 2 / REFERENCE_SIDE
+        bound = COEFFICIENT_BOUND
+        return Fit(fit.model, fit.poses.moved(pose_step), np.clip(fit.identity + step[:-1], -bound, bound),
+                   np.clip(fit.expression + expression_step, -bound, bound),
+                   float(np.clip(fit.focal * np.exp(np.clip(step[-1], -0.2, 0.2)), low, high)))  # fmt: skip
+
+
+def _blocks_times(blocks: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """(F, L, 3, 3) symmetric blocks x (K, 3L) basis -> (F, K, 3L)."""
+    vectors = basis.reshape(len(basis), blocks.shape[1], 3).transpose(1, 2, 0)  # (L, 3, K)
+    return (blocks @ vectors).transpose(0, 3, 1, 2).reshape(len(blocks), len(basis), blocks.shape[1] * 3)
+
+
+def fit_clip(model: FaceModel, landmarks: np.ndarray, ids: np.ndarray, centre: np.ndarray,
+             each: Callable[[float], None] | None = None) -> Fit:  # fmt: skip
+    """Fit all frames of a clip. landmarks (F, 478, 3) px of frames `ids` (z smaller = nearer), centre (2,) px."""
+    scale = centre.max() * 2 / REFERENCE_SIDE
+    observed = landmarks[:, model.landmark_ids, :2].astype(float)
+    rigid = model.rigid[model.landmark_vertices]
+    focal = FOCAL * scale
+    bones = landmarks[:, model.landmark_ids[rigid]].astype(float)
+    poses = _initial_poses(model.mean[model.landmark_vertices[rigid]], bones, focal, centre)
+
+    # the subject: size, proportions and focal length from frames all over the clip, mostly by what expressions do not move
+    noise = np.where(rigid, LANDMARK_NOISE, 4 * LANDMARK_NOISE) * scale
+    some = np.unique(np.linspace(0, len(ids) - 1, min(SHAPE_FRAMES, len(ids))).astype(int))
+    start = Fit(model, poses[some], np.zeros(len(model.identity)), np.zeros((len(some), len(model.expression))), focal)
+    shape = levenberg_marquardt(FaceProblem(model, observed[some], noise, centre, None), start, 20, 1e-4, each)
+
+    # every frame's pose for that subject
+    fit = Fit(model, poses, shape.identity, np.zeros((len(ids), len(model.expression))), shape.focal)
+    fit.poses.translation[:, 2] *= shape.focal / focal
+    motion = SmoothMotion(ids, fit.poses, fit.focal, MOTION_DEVIATION * scale)
+    fit = levenberg_marquardt(FaceProblem(model, observed, noise, centre, motion), fit, 10, 1e-4, each)
+
+    if not len(model.expression):
+        model = model.with_expression(_expressions_of_the_clip(fit, observed, centre))
+    fit = dataclasses.replace(fit, model=model, expression=np.zeros((len(ids), len(model.expression))))
+    noise = np.full(len(rigid), LANDMARK_NOISE * scale)
+    return levenberg_marquardt(FaceProblem(model, observed, noise, centre, motion), fit, 12, 1e-4, each)
+
+
+def _initial_poses(points: np.ndarray, landmarks: np.ndarray, focal: float, centre: np.ndarray) -> Poses:
+    """Scaled-orthographic poses: points (L, 3) dm aligned with landmarks (F, L, 3) px, whose z is the network's (Umeyama 1991)."""
+    target = landmarks * (1, -1, -1)
+    middle, origin = target.mean(1), points.mean(0)
+    u, s, vt = np.linalg.svd((target - middle[:, None]).swapaxes(1, 2) @ (points - origin))
+    flip = np.ones_like(s)
+    flip[:, 2] = np.sign(np.linalg.det(u @ vt))
+    rotation = (u * flip[:, None]) @ vt
+    scale = (s * flip).sum(1) / ((points - origin) ** 2).sum()  # px a dm
+    depth = -focal / scale
+    camera = np.stack([(middle[:, 0] - centre[0]) / scale, (middle[:, 1] + centre[1]) / scale, depth], 1)
+    return Poses(rotation, camera - rotation @ origin)
+
+
+def _expressions_of_the_clip(fit: Fit, observed: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """(E, V, 3) principal components of what the rigid fit leaves over, lifted to the head's frame parallel to the picture.
+
+    They are taken about zero, not about their mean: what the identity cannot express goes into the mean expression.
+    """
+    points = fit.vertices()[:, fit.model.landmark_vertices]
+    error = observed - project(points, fit.poses, fit.focal, centre)
+    depth = (points @ fit.poses.rotation.transpose(0, 2, 1) + fit.poses.translation[:, None])[..., 2:]
+    camera = np.concatenate([error * depth / fit.focal * (-1, 1), np.zeros_like(depth)], 2)
+    offsets = (camera @ fit.poses.rotation).reshape(len(error), -1)
+    some = offsets[np.unique(np.linspace(0, len(offsets) - 1, min(2000, len(offsets))).astype(int))]
+    values, vectors = np.linalg.eigh(some.T @ some / len(some))
+    count = min(EXPRESSIONS, len(some) - 1)
+    components = (vectors[:, ::-1][:, :count] * np.sqrt(np.maximum(values[::-1][:count], 1e-12))).T
+    basis = np.zeros((count, *fit.model.mean.shape))
+    basis[:, fit.model.landmark_vertices] = components.reshape(count, -1, 3)
+    return basis
