@@ -126,6 +126,12 @@ MODELS = {model.name: model for model in (
         how=f"download {_AD_NERF}/blob/master/data_util/face_parsing/79999_iter.pth?raw=true",
     ),
     Model(
+        "bisenetv2", "face parsing, 19 classes (BiSeNetV2 on ai-edge-litert)", "MIT; training data CelebAMask-HQ: non-commercial",
+        (File("bisenetv2_celebamaskhq_448x448_integer_quant.tflite", 2804272,
+              "d0c1fc479bbd40084283043abf01d11a5c3a54b2ecc4bc812cde6f36989ad22a"),),
+        how="take gl2face_segmentation/model/FILE from https://github.com/terryky/tflite_gles_app",
+    ),
+    Model(
         "bfm", "3D face model: Basel Face Model 2009 and its AD-NeRF tables", "BFM licence (register; research only)",
         tuple(map(File, ("01_MorphableModel.mat", "exp_info.npy", "keys_info.npy", "sub_mesh.obj", "topology_info.npy"))),
         folder=True, lineage="data_utils/face_tracking/3DMM",

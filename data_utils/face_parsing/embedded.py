@@ -1,0 +1,150 @@
+"""The embedded parsing back end: person mask, face mesh and the clip's own colours; nothing but what pip brings."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import cv2
+import numpy as np
+
+from data_utils.face_parsing.clip import Clip
+from data_utils.face_parsing.edges import average_over_time, guided_upsample
+from data_utils.face_parsing.mesh import LEFT_EAR, OVAL, RIGHT_EAR, HeadFrame, fill, paint_parts
+from data_utils.face_parsing.person import PersonMask
+from data_utils.face_parsing.split import CLOTH_, EAR_BOTTOM, FACE_, HAIR_, NECK_, Place, SplitModel, lab_cells, learn
+from data_utils.per_frame import ordered_map
+from utils.constants import CLOTH, HAIR, NECK, SKIN
+
+WORK_SIDE = 256  # the soft masks are found at this size and moved onto the full frame's edges
+SAMPLES = 24  # frames the clip's colours are learned from
+KEPT = 16  # soft masks in memory, enough for the threads' windows
+TIME_RADIUS = 2  # frames before and after that a still pixel is averaged over
+GUIDE_RADIUS, GUIDE_EPSILON = 5, 4e-4
+CLASS_OF = {FACE_: SKIN, NECK_: NECK, CLOTH_: CLOTH, HAIR_: HAIR}
+
+
+class EmbeddedParsing:
+    name = "mediapipe"
+
+    def available(self) -> bool:
+        return True
+
+    def run(self, clip: Clip, todo: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (frame id, (H, W) uint8 classes) for the ids of `todo`, in order."""
+        with PersonMask() as person:
+            yield from ordered_map(FrameParser(clip, person).parse, todo)
+
+
+class FrameParser:
+    """Parses single frames of one clip, with what was learned from all of it. The result depends on the frame and its neighbours
+    alone, never on which frames were parsed before."""
+
+    def __init__(self, clip: Clip, person: PersonMask):
+        self._clip, self._person = clip, person
+        self._head = HeadFrame(clip.points)
+        self._recent: OrderedDict[int, Future] = OrderedDict()
+        self._lock = threading.Lock()
+        self._model = self._learn()
+
+    def parse(self, i: int) -> tuple[int, np.ndarray]:
+        """(frame id, (H, W) uint8 classes). May be called from several threads."""
+        found = self._clip.found
+        window = [k for k in range(i - TIME_RADIUS, i + TIME_RADIUS + 1) if 0 <= k < len(found) and found[k]]
+        frames = [self._soft(k) for k in window]
+        soft = average_over_time([small for _, small, _ in frames], [s for _, _, s in frames], window.index(i))
+        full, small, _ = self._soft(i)
+        guide = full.astype(np.float32) * np.float32(1 / 255)
+        soft = guided_upsample(soft, small, guide, GUIDE_RADIUS, GUIDE_EPSILON)
+        return i, self._classes(soft, self._clip.points[i])
+
+    def _work_size(self, full: np.ndarray) -> tuple[float, int, int]:
+        scale = min(1.0, WORK_SIDE / max(full.shape[:2]))
+        return scale, round(full.shape[0] * scale), round(full.shape[1] * scale)
+
+    def _look(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Place]:
+        """Frame, small frame (float RGB), small person probability, and where its pixels lie relative to the head."""
+        full = self._clip.frame(i)
+        scale, height, width = self._work_size(full)
+        small = cv2.resize(full, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32) * np.float32(1 / 255)
+        person = cv2.resize(self._person(full), (width, height), interpolation=cv2.INTER_AREA)
+        return full, small, person, Place(self._clip.points[i], self._head, height, width, scale)
+
+    def _learn(self) -> SplitModel:
+        ids = np.flatnonzero(self._clip.found)
+        chosen = ids[np.unique(np.linspace(0, len(ids) - 1, SAMPLES).round().astype(int))]
+        samples = []
+        for i in chosen:
+            _, small, person, place = self._look(int(i))
+            samples.append((lab_cells(small), person, place))
+        return learn(samples)
+
+    def _soft(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Frame, small frame, (h, w, 4) probability of each region (their sum is the probability of the person).
+
+        Neighbouring frames ask for the same ones: the first to ask computes it, the others wait for it.
+        """
+        with self._lock:
+            future = self._recent.get(i)
+            mine = future is None
+            if mine:
+                future = self._recent[i] = Future()
+                while len(self._recent) > KEPT:
+                    self._recent.popitem(last=False)
+        if mine:
+            try:
+                full, small, person, place = self._look(i)
+                future.set_result((full, small, self._model.posterior(lab_cells(small), place) * person[..., None]))
+            except BaseException as error:
+                future.set_exception(error)
+                raise
+        return future.result()
+
+    def _classes(self, soft: np.ndarray, points: np.ndarray) -> np.ndarray:
+        height, width = soft.shape[:2]
+        oval = fill(points[list(OVAL)], height, width).astype(bool)
+        a, b = self._head.to_pixels(points)
+        z = (np.arange(width)[None, :] + 0.5 + 1j * (np.arange(height)[:, None] + 0.5) - b) / a
+        u, v = z.real, z.imag
+        jaw = v > EAR_BOTTOM + 0.05  # below the ears the mesh alone says where the face ends
+        soft[..., FACE_][jaw & ~oval] = 0.0
+        person = soft.sum(2) > 0.5
+        soft[..., FACE_][oval & (v > 0.1)] = 2.0
+        region = soft.argmax(2)
+        person |= oval
+        region = _tidy(region, person, oval)
+        classes = np.zeros((height, width), np.uint8)
+        for k, label in CLASS_OF.items():
+            classes[person & (region == k)] = label
+        ear = (classes == SKIN) & ~oval & (v > -0.12)
+        classes[ear & (u < 0)] = LEFT_EAR
+        classes[ear & (u > 0)] = RIGHT_EAR
+        paint_parts(classes, points)
+        return classes
+
+
+def _tidy(region: np.ndarray, person: np.ndarray, oval: np.ndarray) -> np.ndarray:
+    """Remove the bits that anatomy forbids: people apart from the head's own body, islands of one region inside another."""
+    count, labels = cv2.connectedComponents(person.astype(np.uint8), connectivity=4)
+    if count > 2:
+        mine = np.bincount(labels[oval & person], minlength=count).argmax()
+        person &= labels == mine
+    region = np.where(person, region, -1)
+    smallest = region.size // 4000
+    for k in range(4):
+        count, labels, stats, _ = cv2.connectedComponentsWithStats((region == k).astype(np.uint8), connectivity=4)
+        for c in range(1, count):
+            x, y, w, h, area = stats[c]
+            if area >= smallest:
+                continue
+            island = np.zeros((h + 2, w + 2), np.uint8)
+            x0, y0, x1, y1 = max(x - 1, 0), max(y - 1, 0), min(x + w + 1, region.shape[1]), min(y + h + 1, region.shape[0])
+            island = (labels[y0:y1, x0:x1] == c).astype(np.uint8)
+            ring = cv2.dilate(island, np.ones((3, 3), np.uint8)).astype(bool) & ~island.astype(bool)
+            around = region[y0:y1, x0:x1][ring]
+            around = around[around >= 0]
+            if around.size:
+                region[y0:y1, x0:x1][island.astype(bool)] = np.bincount(around).argmax()
+    return region

@@ -1,0 +1,140 @@
+"""Stage 5, what stands behind the rendered head: gt_imgs (the frame on the plate) and torso_imgs (the body without its head, its
+neck continued upward under the chin, so that an opening jaw or a moved head uncovers skin and not the background)."""
+
+from __future__ import annotations
+
+import argparse
+
+import cv2
+import numpy as np
+
+from data_utils.per_frame import is_whole, ordered_map
+from utils.constants import BACKGROUND, CLOTH, HEAD_CLASSES, NECK_CLASSES
+from utils.dataset_folder import DatasetFolder
+from utils.image import read_parsing, read_rgb, write_rgb
+from utils.progress import progress
+
+# lengths in pixels of a picture 512 high (lineage.md 1.6)
+NECK_LENGTH, CLOTH_LENGTH = 53, 9  # how far neck and cloth are continued under the head
+PUSH_DOWN = 4  # the rows at the very edge of the chin mix skin and shadow: the colour is taken from below them
+EDGE = 3  # the body's mask fades out over this many pixels of background
+CLOTH_DARKENING = 0.98  # a row
+SMOOTHING = (3, 8, 20)  # sigmas of the neck's colours: sharper near the seam, smoother far from it
+
+
+def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
+    """Write gt_imgs/{i}.jpg and torso_imgs/{i}.png for every parsed frame."""
+    plate = read_rgb(folder.require(folder.background))
+    ids = sorted(int(p.stem) for p in (folder.root / "parsing").glob("[0-9]*.png") if p.stem.isdecimal())
+    if not ids:
+        folder.require(folder.parsing(0))
+    todo = [i for i in ids if options.force or not (is_whole(folder.gt(i)) and is_whole(folder.torso(i)))]
+
+    def work(i: int) -> bool:
+        frame, classes = read_rgb(folder.frame(i)), read_parsing(folder.parsing(i))
+        write_rgb(folder.gt(i), on_plate(frame, classes, plate))
+        write_rgb(folder.torso(i), torso_image(frame, classes))
+        return bool(np.isin(classes, NECK_CLASSES).any())
+
+    with progress(label="torso", total=len(ids), initial=len(ids) - len(todo)) as bar:
+        without_neck = 0
+        for neck in ordered_map(work, todo):
+            without_neck += not neck
+            bar.update()
+    warnings = []
+    if todo and without_neck > 0.5 * len(todo):
+        warnings.append(f"no neck is visible in {without_neck} of {len(todo)} frames; a gap may show below an opening jaw")
+    return {"frames": len(ids), "written_now": len(todo), "without_neck": without_neck, "warnings": warnings}
+
+
+def on_plate(frame: np.ndarray, classes: np.ndarray, plate: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: the person of `frame` over the background plate, the edge feathered outward."""
+    return _mix(frame, plate, _feathered(classes != BACKGROUND))
+
+
+def torso_image(frame: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(H, W, 4) uint8 RGBA: neck and cloth of `frame`, both continued upward under the head; alpha 0 elsewhere.
+
+    frame (H, W, 3) uint8, classes (H, W). Outside the head the visible pixels are the frame's own.
+    """
+    head, neck, cloth = np.isin(classes, HEAD_CLASSES), np.isin(classes, NECK_CLASSES), classes == CLOTH
+    unit = frame.shape[0] / 512
+    colour = frame.copy()
+    painted = _paint_cloth(colour, head, cloth, max(1, round(CLOTH_LENGTH * unit)))
+    painted = np.maximum(painted, _paint_neck(colour, head, neck, unit))
+    alpha = np.where(head, painted, _feathered(neck | cloth))
+    out = np.dstack([colour, np.round(alpha * 255).astype(np.uint8)])
+    out[out[..., 3] == 0] = 0
+    return out
+
+
+def _feathered(mask: np.ndarray) -> np.ndarray:
+    """(H, W) float32: 1 on the mask and one pixel around it, fading to 0 within EDGE more."""
+    distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 3)
+    return np.clip(1 - (distance - 1) / EDGE, 0, 1)
+
+
+def _mix(over: np.ndarray, under: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    weight = alpha[..., None].astype(np.float32)
+    return np.round(over * weight + under * (1 - weight)).astype(np.uint8)
+
+
+def _paint_cloth(colour: np.ndarray, head: np.ndarray, cloth: np.ndarray, length: int) -> np.ndarray:
+    """Copy the top cloth pixel of each column that ends under the head upward, darker row by row; the painted mask."""
+    painted = np.zeros(head.shape, bool)
+    x = np.flatnonzero(cloth.any(0))
+    y = cloth.argmax(0)[x]
+    touching = (y > 0) & head[np.maximum(y - 1, 0), x]
+    x, y = x[touching], y[touching]
+    source = colour[y, x].astype(np.float32)
+    for k in range(1, length):
+        row = y - k
+        ok = row >= 0
+        ok[ok] &= head[row[ok], x[ok]]
+        painted[row[ok], x[ok]] = True
+        colour[row[ok], x[ok]] = (source[ok] * CLOTH_DARKENING**k).astype(np.uint8)
+    return painted
+
+
+def _paint_neck(colour: np.ndarray, head: np.ndarray, neck: np.ndarray, unit: float) -> np.ndarray:
+    """Continue the neck under the head, in place; (H, W) float32 alpha of what was painted, fading out at its top.
+
+    The seam is the neck's upper edge under the head, column by column. The rows just below it, where chin and neck mix, are
+    painted too, less and less with the distance.
+    """
+    height, width = head.shape
+    alpha = np.zeros(head.shape, np.float32)
+    length, push = max(2, round(NECK_LENGTH * unit)), max(1, round(PUSH_DOWN * unit))
+    top = neck.argmax(0)
+    touching = np.flatnonzero(neck.any(0) & (top > 0) & head[np.maximum(top - 1, 0), np.arange(width)])
+    if not touching.size:
+        return alpha
+    columns = slice(touching[0], touching[-1] + 1)
+    seam = np.interp(np.arange(columns.start, columns.stop), touching, top[touching])
+    rows = slice(max(0, int(seam.min()) - length), min(height, int(seam.max()) + length))
+    above = seam[None, :] - np.arange(rows.start, rows.stop)[:, None]  # rows above the seam
+    head, neck, patch = head[rows, columns], neck[rows, columns], colour[rows, columns]
+    weight = np.where(head & (above > 0), np.clip((length + 1 - above) * (4 / length), 0, 1), 0.0)
+    alpha[rows, columns] = weight
+    # certain neck: not at its border, where chin, collar and background shine in
+    known = cv2.erode(neck.astype(np.uint8), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE) & (above < -push)
+    if known.sum() < 0.1 * neck.sum():
+        known = neck
+    blend = np.where(head, weight > 0, neck * np.clip(1 + above / push, 0, 1))
+    patch[:] = _mix(_diffuse(patch, known.astype(np.float32), unit), patch, blend)
+    return alpha
+
+
+def _diffuse(picture: np.ndarray, known: np.ndarray, unit: float) -> np.ndarray:
+    """(h, w, 3) float32: everywhere the mean of the known pixels around, over the smallest neighbourhood that holds some.
+
+    Gaussian neighbourhoods of growing size, each weighted a hundred times less than the one before: no streaks, no steps.
+    """
+    values = np.dstack([picture * known[..., None], known]).astype(np.float32)
+    small = cv2.resize(values, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    total = cv2.GaussianBlur(values, (0, 0), SMOOTHING[0] * unit, borderType=cv2.BORDER_REFLECT)
+    for k, sigma in enumerate(SMOOTHING[1:], 1):
+        coarse = cv2.GaussianBlur(small, (0, 0), sigma * unit / 4, borderType=cv2.BORDER_REFLECT)
+        total += cv2.resize(coarse, values.shape[1::-1], interpolation=cv2.INTER_LINEAR) * np.float32(0.01**k)
+    total += values.mean((0, 1)) * np.float32(1e-6)
+    return total[..., :3] / total[..., 3:]
