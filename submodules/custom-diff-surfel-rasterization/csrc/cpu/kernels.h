@@ -1,0 +1,35 @@
+// The table of inner kernels. One object per CPU generation fills one; rasterize.cpp picks the best that runs here.
+#pragma once
+#include "../common/types.h"
+
+// Tile of one image. Planes are (channels, H, W); null where not asked for. T = float or double.
+template <class T> struct TileJob {
+  const Record<T>* records;
+  const T* features;                 // (N, F)
+  const T* background;               // (F) or null
+  const Pair* pairs;
+  int count, channels, tile_x, tile_y, width, height;
+  T near, depth_scale;               // depth_scale = far near/(far - near): m(d) = const - depth_scale/d
+  // forward's results, read again by backward
+  T *transmittance, *moments;        // moments: 1/d of the first surfel, sum w m, sum w m^2 (m relative to the first surfel's)
+  int32_t *last, *median;            // 1 + index in `pairs` of the last blended surfel, of the median surfel; null in inference
+  T *out_features, *out_alpha, *out_depth, *out_normal, *out_median, *out_distortion;
+  // backward
+  const T *g_features, *g_alpha, *g_depth, *g_normal, *g_median, *g_distortion;
+  T* slots;                          // (pairs, slot_stride): kGeometrySums geometry sums, then the features' gradient
+  int slot_stride;
+  T* g_background;                   // (F) of this tile, or null
+  T* scratch;                        // scratch_size(channels) numbers, 64-byte aligned, one per thread
+};
+
+inline int64_t scratch_size(int channels) { return int64_t(kTilePixels) * (channels + 16) + 16 * channels; }
+
+template <class T> struct Kernels {
+  // Blocks touched by one surfel: writes (tile, block mask) for every tile it touches, returns how many.
+  int (*cover)(const Record<T>&, const Box&, int columns, uint32_t* tiles, uint32_t* blocks);
+  // [channel count: kChannelPaths, 0 = any][aux maps or not]
+  void (*forward[5][2])(const TileJob<T>&);
+  void (*backward[5][2])(const TileJob<T>&);
+};
+
+constexpr int kChannelPaths[5] = {0, 3, 4, 7, 8};

@@ -1,0 +1,6 @@
+"""Batched, differentiable rasterizer of 2D Gaussian surfels. See `rasterize_surfels`."""
+
+from . import cpu as _cpu_back_end  # noqa: F401  registers its kernels
+from .surfels import SurfelImages, rasterize_surfels
+
+__all__ = ["SurfelImages", "rasterize_surfels"]
