@@ -91,7 +91,8 @@ class VideoWriter:
     """H.264 (+ AAC) mp4, one frame at a time, the audio exactly the samples given; the file appears when it is complete.
 
     with VideoWriter(path, width, height, audio=samples) as writer: writer.add(frame)
-    `audio` is (S,) float32 mono at `sample_rate`; both tracks start at time zero, so there is no drift by construction.
+    `audio` is (S,) or (C, S) float32, one or two channels, at `sample_rate`; both tracks start at time zero, so there is no
+    drift by construction.
     """
 
     def __init__(self, path: Path, width: int, height: int, audio: np.ndarray | None = None,
@@ -105,11 +106,12 @@ class VideoWriter:
         self._video = self._container.add_stream(codec, rate=FPS, options=options)
         self._video.width, self._video.height, self._video.pix_fmt = width, height, pixels
         self._video.codec_context.time_base = Fraction(1, FPS)
-        self._audio = audio
+        self._audio = None if audio is None else np.atleast_2d(audio)
         self._frames = self._samples = 0
+        self._to_the_end = True
         if audio is not None:
-            self._rate = sample_rate
-            self._track = self._container.add_stream("aac", rate=sample_rate, layout="mono", options={"b": "128k"})
+            self._rate, self._layout = sample_rate, ("mono", "stereo")[len(self._audio) - 1]
+            self._track = self._container.add_stream("aac", rate=sample_rate, layout=self._layout, options={"b": "128k"})
 
     def add(self, frame: np.ndarray) -> None:
         """Append one (H, W, 3) uint8 RGB frame and the audio that belongs to it."""
@@ -120,23 +122,27 @@ class VideoWriter:
         self._frames += 1
         self._add_audio(self._frames * self._rate // FPS if self._audio is not None else 0)
 
+    def end_with_last_frame(self) -> None:
+        """Leave out the audio for which no frame was added: for a rendering that stops early."""
+        self._to_the_end = False
+
     def _add_audio(self, until: int) -> None:
         if self._audio is None:
             return
-        chunk = self._audio[self._samples : until]
-        if len(chunk) == 0:
+        chunk = self._audio[:, self._samples : until]
+        if chunk.shape[1] == 0:
             return
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk[None], dtype=np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk, dtype=np.float32), format="fltp", layout=self._layout)
         frame.sample_rate, frame.pts, frame.time_base = self._rate, self._samples, Fraction(1, self._rate)
         self._container.mux(self._track.encode(frame))
-        self._samples += len(chunk)
+        self._samples += chunk.shape[1]
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if kind is None:
-            self._add_audio(len(self._audio) if self._audio is not None else 0)
+            self._add_audio(self._audio.shape[1] if self._audio is not None and self._to_the_end else 0)
             for stream in self._container.streams:
                 self._container.mux(stream.encode(None))
         self._container.close()
