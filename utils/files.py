@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,17 @@ def read_npy(path: Path) -> np.ndarray:
 def write_npz(path: Path, **arrays: np.ndarray) -> None:
     with atomic_path(path) as temporary:
         np.savez_compressed(temporary, **arrays)
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of the file. Raises UserError if it is absent or damaged (pickles are refused)."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run the step that writes it again") from None
 
 
 def sha256(path: Path) -> str:

@@ -24,6 +24,7 @@ class VideoInfo:
     fps: float
     duration: float  # seconds, estimated from the container; decoding decides
     has_audio: bool
+    audio_offset: float = 0.0  # seconds from the first picture to the first sound; negative where the sound starts earlier
 
 
 def _open(path: Path) -> av.container.InputContainer:
@@ -52,7 +53,70 @@ def probe(path: Path) -> VideoInfo:
         width, height = first.width, first.height
         if first.rotation % 180:
             width, height = height, width
-        return VideoInfo(width, height, float(stream.average_rate or FPS), seconds, bool(container.streams.audio))
+        offset = 0.0
+        if container.streams.audio and container.streams.audio[0].start_time is not None and first.time is not None:
+            sound = container.streams.audio[0]
+            offset = float(sound.start_time * sound.time_base) - first.time
+        return VideoInfo(width, height, float(stream.average_rate or FPS), seconds, bool(container.streams.audio), offset)
+
+
+def sample_frames(path: Path, count: int) -> Iterator[tuple[float, np.ndarray]]:
+    """Yield up to `count` (seconds from the first picture, (H, W, 3) uint8 RGB) pairs spread over the whole clip, in order.
+
+    Fast: keyframes serve where one lies near enough. Raises UserError if the file ends before the length its header promises.
+    """
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        times, keys = _packet_times(path, container, stream)
+        start, end = times[0], times[-1]
+        spacing = (end - start) / count
+        frames, position, last = None, -np.inf, -np.inf
+        for k in range(count):
+            target = start + (k + 0.5) * spacing
+            near = keys[np.abs(keys - target).argmin()]
+            target = near if abs(near - target) <= spacing / 2 else target
+            target = times[np.searchsorted(times, target, side="right") - 1]
+            if target <= last:
+                continue
+            key = keys[np.searchsorted(keys, target, side="right") - 1]
+            try:
+                if frames is None or key > position:
+                    container.seek(round(key / stream.time_base), stream=stream)
+                    frames = container.decode(stream)
+                for frame in frames:
+                    position = float(frame.pts * stream.time_base) if frame.pts is not None else position
+                    if position >= target - 1e-6:
+                        break
+                else:
+                    return
+            except av.FFmpegError as error:
+                raise UserError(f"{path} is damaged {target - start:.1f} s from its start ({error.strerror}); "
+                                "cut the clip before that point or export it again") from None  # fmt: skip
+            last = target
+            yield float(position - start), _to_rgb(frame)
+
+
+def _packet_times(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds of every picture and of every keyframe, ascending, without decoding; refuses a file that ends too early."""
+    times, keys, end = [], [], 0.0
+    try:
+        for packet in container.demux(stream):
+            if packet.pts is not None:
+                times.append(float(packet.pts * stream.time_base))
+                end = max(end, times[-1] + float((packet.duration or 0) * stream.time_base))
+                if packet.is_keyframe:
+                    keys.append(times[-1])
+    except av.FFmpegError as error:
+        raise UserError(f"{path} is damaged ({error.strerror}); export it again") from None
+    if not times or not keys:
+        raise UserError(f"{path} holds no decodable picture; export it again as H.264 mp4")
+    promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
+    held = end - min(times)
+    if held < promised - max(0.25, 0.01 * promised):
+        raise UserError(f"{path} is truncated: it holds {held:.1f} s of the {promised:.1f} s its header promises; "
+                        "copy or export it again")  # fmt: skip
+    return np.sort(times), np.sort(keys)
 
 
 def read_frames(path: Path, fps: int = FPS, start: int = 0) -> Iterator[np.ndarray]:
@@ -84,7 +148,8 @@ def read_frames(path: Path, fps: int = FPS, start: int = 0) -> Iterator[np.ndarr
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
     image = frame.to_ndarray(format="rgb24")
     # frame.rotation is the counter-clockwise turn (degrees) that shows the picture upright
-    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90)) if frame.rotation else image
+    # FFmpeg pads its rows where the width is odd or no multiple of 32; what takes a bare buffer (MediaPipe) would read that askew
+    return np.ascontiguousarray(np.rot90(image, frame.rotation // 90) if frame.rotation else image)
 
 
 class VideoWriter:

@@ -1,0 +1,187 @@
+"""report.json and report.html: what ran, with what, how long, what was dropped and why, and what the result looks like."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from data_utils.landmarks import draw
+from data_utils.stage import Stage
+from utils.constants import CLOTH, FPS, HAIR, NECK_CLASSES
+from utils.dataset_folder import DatasetFolder
+from utils.files import read_json, read_npy, write_bytes, write_json
+from utils.image import read_parsing, read_rgb
+
+THUMBNAIL, SHOWN, DROPPED_SHOWN = 224, 8, 12
+TINTS = {"face": (60, 140, 255), "hair": (200, 90, 255), "neck": (60, 220, 120), "cloth": (255, 90, 70)}
+COLOURS = ("#3b7dd8", "#d8693b", "#3ba55d")
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:1080px;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;width:100%}td,th{padding:.25em .6em;border-bottom:1px solid #ddd;text-align:left;vertical-align:top}
+td.n{text-align:right;font-variant-numeric:tabular-nums}.row{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0}
+figcaption{font-size:12px;color:#666}.warning{background:#fff3d6;padding:.3em .8em;margin:.3em 0;border-left:4px solid #e0a000}
+pre{background:#f4f4f4;padding:.6em;overflow-x:auto}svg{width:100%;height:auto;background:#fafafa}"""
+
+
+def write(folder: DatasetFolder, stages: Sequence[Stage], options: argparse.Namespace) -> Path:
+    """Write both files from the stages' records and what lies in the folder; the path of the page."""
+    records = [record for stage in stages if (record := stage.record(folder))]
+    needed = [stage for stage in stages if not (options.use_3dmm and stage.name == "bundle_adjustment")]
+    done = len([stage for stage in needed if stage.record(folder)]) == len(needed)
+    summary = {
+        "data_set": str(folder.root), "video": str(options.video), "complete": done, "next": next_command(folder, options, done),
+        "warnings": [{"stage": record["name"], "text": text} for record in records for text in record["facts"].get("warnings", [])],
+        "stages": [{key: record[key] for key in ("stage", "name", "options", "seconds", "peak_memory_mb", "finished", "facts")}
+                   for record in records],
+        **_frames_summary(folder),
+    }  # fmt: skip
+    write_json(folder.report, summary)
+    page = folder.report.with_suffix(".html")
+    write_bytes(page, _page(folder, summary).encode())
+    return page
+
+
+def next_command(folder: DatasetFolder, options: argparse.Namespace, done: bool) -> str:
+    """What to type next: training, or the rest of the preprocessing."""
+    if not done:
+        return f"python data_utils/process.py {shlex.quote(str(options.video))}"
+    part = "" if options.part == "head" else f" --part {options.part}"
+    return f"python train.py -s {shlex.quote(str(folder.root))}{part}"
+
+
+def _frames_summary(folder: DatasetFolder) -> dict:
+    if not folder.valid.exists():
+        return {}
+    valid = read_json(folder.valid)
+    reasons: dict[str, int] = {}
+    for reason in valid["dropped"].values():
+        reasons[reason] = reasons.get(reason, 0) + 1
+    frames = len(valid["valid"]) + len(valid["dropped"])
+    return {"frames": frames, "seconds_of_video": round(frames / FPS, 2), "valid": len(valid["valid"]), "dropped": reasons}
+
+
+def _page(folder: DatasetFolder, summary: dict) -> str:
+    text = html.escape
+    name = text(folder.root.name)
+    body = [f"<h1>{name}</h1><p>{text(summary['video'])}</p><p>Next:</p><pre>{text(summary['next'])}</pre>"]
+    if summary["warnings"]:
+        body.append("<h2>Warnings</h2>")
+        body += [f"<div class=warning>{text(w['stage'])}: {text(w['text'])}</div>" for w in summary["warnings"]]
+    if "frames" in summary:
+        reasons = ", ".join(f"{count} {text(reason)}" for reason, count in summary["dropped"].items()) or "none"
+        body.append(f"<h2>Frames</h2><p>{summary['valid']} of {summary['frames']} frames ({summary['seconds_of_video']} s at {FPS} fps) "
+                    f"are used; dropped: {reasons}.</p>")  # fmt: skip
+    body += [_samples(folder), _dropped(folder), _pose(folder), _expressions(folder), _stage_table(summary)]
+    return (f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}: preprocessing report</title><style>{STYLE}</style>"
+            f"<body>{''.join(body)}</body></html>\n")  # fmt: skip
+
+
+def _stage_table(summary: dict) -> str:
+    rows = []
+    for stage in summary["stages"]:
+        facts = {key: value for key, value in stage["facts"].items() if key not in ("backend", "warnings", "face_boxes")}
+        shown = html.escape("; ".join(f"{key}: {_short(value)}" for key, value in facts.items()))
+        rows.append(f"<tr><td>{stage['stage']} {stage['name']}<td>{html.escape(str(stage['facts'].get('backend', '')))}"
+                    f"<td class=n>{stage['seconds']:.1f}<td class=n>{stage['peak_memory_mb']:.0f}<td>{shown}")  # fmt: skip
+    total = sum(stage["seconds"] for stage in summary["stages"])
+    return ("<h2>Stages</h2><table><tr><th>stage<th>back end<th>seconds<th>peak MB<th>facts" + "".join(rows)
+            + f"<tr><td>all<td><td class=n>{total:.1f}<td><td></table>")  # fmt: skip
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return f"[{', '.join(map(_short, value[:8]))}{', ...' if len(value) > 8 else ''}]"
+    return str(value)
+
+
+def _samples(folder: DatasetFolder) -> str:
+    """Frames spread over the clip with landmarks, and with the parsing tinted in."""
+    if not folder.valid.exists() or not (ids := folder.valid_ids()):
+        return ""
+    chosen = [ids[k] for k in np.linspace(0, len(ids) - 1, min(SHOWN, len(ids))).astype(int)]
+    figures = []
+    for i in chosen:
+        image = read_rgb(folder.frame(i))
+        marks = np.loadtxt(folder.landmarks(i)) if folder.landmarks(i).exists() else np.zeros((0, 2))
+        figures.append(_figure(draw(image, marks), f"frame {i}"))
+        if folder.parsing(i).exists():
+            figures.append(_figure(_tint(image, read_parsing(folder.parsing(i))), f"parsing {i}"))
+    return f"<h2>Sample frames</h2><div class=row>{''.join(figures)}</div>"
+
+
+def _tint(image: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    mixed = image.astype(np.float32)
+    groups = {"face": (classes > 0) & (classes < 14), "hair": classes >= HAIR, "neck": np.isin(classes, NECK_CLASSES),
+              "cloth": classes == CLOTH}  # fmt: skip
+    for group, mask in groups.items():
+        mixed[mask] = 0.55 * mixed[mask] + 0.45 * np.array(TINTS[group], np.float32)
+    return mixed.astype(np.uint8)
+
+
+def _dropped(folder: DatasetFolder) -> str:
+    dropped = read_json(folder.valid)["dropped"] if folder.valid.exists() else {}
+    if not dropped:
+        return ""
+    ids = list(dropped)
+    chosen = [ids[k] for k in np.linspace(0, len(ids) - 1, min(DROPPED_SHOWN, len(ids))).astype(int)]
+    figures = "".join(_figure(read_rgb(folder.frame(int(i))), f"frame {i}: {dropped[i]}") for i in chosen)
+    return f"<h2>Dropped frames</h2><div class=row>{figures}</div>"
+
+
+def _figure(image: np.ndarray, caption: str) -> str:
+    small = cv2.resize(image, (THUMBNAIL, THUMBNAIL * image.shape[0] // image.shape[1]), interpolation=cv2.INTER_AREA)
+    data = io.BytesIO()
+    Image.fromarray(small).save(data, format="JPEG", quality=80)
+    source = base64.b64encode(data.getvalue()).decode()
+    return f'<figure><img alt="" src="data:image/jpeg;base64,{source}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+
+
+def _pose(folder: DatasetFolder) -> str:
+    """Rotation and translation of the best pose there is, over the clip."""
+    import torch
+
+    for path, unit in ((folder.bundle_adjustment, 1000.0), (folder.track_params, 100.0)):  # m and dm to mm
+        if path.exists():
+            pose = torch.load(path, weights_only=True, map_location="cpu")
+            angles = np.degrees(pose["euler"].numpy())
+            place = pose["trans"].numpy() * unit
+            return ("<h2>Pose</h2>" + _curves(angles, ("pitch", "yaw", "roll"), "degrees")
+                    + _curves(place - np.median(place, 0), ("x", "y", "z"), "mm from the median"))  # fmt: skip
+    return ""
+
+
+def _expressions(folder: DatasetFolder) -> str:
+    if not folder.blendshapes.exists():
+        return ""
+    from utils.constants import BLINK_COLUMNS, JAW_OPEN_COLUMN
+
+    columns = read_npy(folder.blendshapes)[:, [BLINK_COLUMNS[0], BLINK_COLUMNS[1], JAW_OPEN_COLUMN]]
+    return "<h2>Expression</h2>" + _curves(columns, ("left blink", "right blink", "jaw open"), "score")
+
+
+def _curves(rows: np.ndarray, names: Sequence[str], unit: str) -> str:
+    """An inline SVG of (F, C) curves over the frames; long clips are thinned to 1000 points."""
+    step = max(1, len(rows) // 1000)
+    rows = rows[::step]
+    low, high = float(np.nanmin(rows)), float(np.nanmax(rows))
+    x = np.linspace(40, 990, len(rows))
+    y = 150 - 140 * (rows - low) / max(high - low, 1e-9)
+    lines = "".join(
+        f'<polyline fill="none" stroke="{COLOURS[k]}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y[:, k], strict=True))}"/>'
+        f'<text x="{60 + 130 * k}" y="172" font-size="12" fill="{COLOURS[k]}">{names[k]}</text>' for k in range(rows.shape[1])
+    )  # fmt: skip
+    return (f'<svg viewBox="0 0 1000 180"><text x="2" y="14" font-size="11">{high:.3g}</text><text x="2" y="150" font-size="11">{low:.3g}'
+            f'</text><text x="850" y="172" font-size="12">{unit}</text>{lines}</svg>')  # fmt: skip
