@@ -1,0 +1,145 @@
+"""train.py on a small data set: it learns, it can be killed, it says what is missing."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file
+from tiny_dataset import write_tiny_dataset
+
+import train
+from scene import load_avatar
+from scene.dataset import TrainingSet
+from scene.talking_dataset_readers import TalkingDatasetReader
+from utils.checkpoint import latest_checkpoint, load_checkpoint
+from utils.errors import UserError
+
+SMALL = ["--iterations", "40", "--coarse_iterations", "20", "--batch_size", "2", "--plane_resolution", "8", "--plane_channels", "8",
+         "--net_width", "16", "--seed_points", "100", "--densify_from", "5", "--densify_until", "30", "--densify_interval", "10",
+         "--checkpoint_interval", "10", "--lambda_perceptual", "0", "--sh_degree", "0", "--device", "cpu",
+         "--max_points", "600"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_tiny_dataset(tmp_path_factory.mktemp("data set") / "tiny").root
+
+
+def run(dataset, model, *more):
+    train.main(["-s", str(dataset), "--model_path", str(model), *SMALL, *more])
+
+
+def same_weights(a, b):
+    pair = [load_avatar(model) for model in (a, b)]
+    for (name, x), y in zip(pair[0].state_dict().items(), pair[1].state_dict().values(), strict=True):
+        assert torch.equal(x, y), name
+
+
+def test_training_writes_a_model_folder_that_loads_and_its_picture_gets_better(dataset, tmp_path):
+    run(dataset, tmp_path / "m", "--iterations", "120", "--coarse_iterations", "60", "--xyz_lr", "1e-3", "--network_lr", "3e-3")
+    names = {path.name for path in (tmp_path / "m").iterdir()}
+    assert {"cfg_args", "input.ply", "cameras.json", "point_cloud", "chkpnt_120.pt"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    head = load_avatar(tmp_path / "m")
+    assert head.iteration == 120 and head.token_names == ("audio", "expression", "camera", "frame")
+    reader = TalkingDatasetReader(dataset)
+    data = TrainingSet(reader, reader.splits["train"], "head", 4, 0)
+    batch = data.load(data.ids[:4])
+    from gaussian_renderer import render_batch
+
+    drawn = render_batch(head, batch.conditions, batch.image.shape[-1], batch.image.shape[-2], attention=True)
+    error = ((drawn.rgb - batch.image / 255.0) * batch.mask).abs().sum() / batch.mask.sum() / 3
+    assert error < 0.06
+    assert (drawn.alpha - batch.mask.float()).abs().mean() < 0.06
+    torch.testing.assert_close(drawn.attention.sum(1, keepdim=True), drawn.alpha, atol=1e-4, rtol=0)
+
+
+def test_a_run_resumed_from_a_checkpoint_ends_with_the_same_weights_bit_for_bit(dataset, tmp_path):
+    run(dataset, tmp_path / "whole")
+    for stop in (10, 30):  # one in each stage
+        run(dataset, tmp_path / "cut", "--iterations", str(stop))
+    (tmp_path / "cut" / "point_cloud").rename(tmp_path / "gone")
+    # the decay within the fine stage depends on its length, so cut with the checkpoints of a whole run instead
+    run(dataset, tmp_path / "again")
+    latest_checkpoint(tmp_path / "again").unlink()
+    run(dataset, tmp_path / "again")
+    same_weights(tmp_path / "whole", tmp_path / "again")
+
+
+def test_killing_training_at_any_moment_loses_nothing_but_time(dataset, tmp_path):
+    command = [sys.executable, "train.py", "-s", str(dataset), "--model_path", str(tmp_path / "killed"), *SMALL]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while process.poll() is None and latest_checkpoint(tmp_path / "killed") is None:
+        try:
+            process.wait(0.02)
+        except subprocess.TimeoutExpired:
+            continue
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert latest_checkpoint(tmp_path / "killed") is not None
+    run(dataset, tmp_path / "killed")
+    run(dataset, tmp_path / "whole")
+    same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_folder_that_is_no_data_set_is_refused_by_name(tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["-s", str(tmp_path / "nothing"), "--model_path", str(tmp_path / "m")])
+    assert stop.value.code == 2 and not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("missing, stage", [("parsing", 3), ("transforms_train.json", 10), ("fused.ply", 7), ("bs.npy", 9), ("bc.jpg", 4)])
+def test_a_missing_file_is_named_with_the_stage_that_makes_it(tmp_path, capsys, missing, stage):
+    root = write_tiny_dataset(tmp_path / "tiny").root
+    (root / missing).rename(tmp_path / "away")
+    with pytest.raises(SystemExit) as stop:
+        run(root, tmp_path / "m")
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert missing in said and f"--task {stage}" in said and said.count("\n") == 1
+
+
+def test_a_truncated_checkpoint_is_refused_by_name(dataset, tmp_path):
+    run(dataset, tmp_path / "m", "--iterations", "10")
+    path = latest_checkpoint(tmp_path / "m")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=path.name):
+        load_checkpoint(path)
+
+
+def test_a_model_with_truncated_weights_is_refused_by_name(dataset, tmp_path):
+    run(dataset, tmp_path / "m", "--iterations", "10")
+    path = next((tmp_path / "m").rglob("deformation.safetensors"))
+    assert load_file(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="deformation.safetensors"):
+        load_avatar(tmp_path / "m")
+
+
+def test_resuming_with_other_settings_is_refused_and_names_them(dataset, tmp_path, capsys):
+    run(dataset, tmp_path / "m", "--iterations", "10")
+    with pytest.raises(SystemExit):
+        run(dataset, tmp_path / "m", "--net_width", "24")
+    assert "net_width" in capsys.readouterr().err
+
+
+def test_batches_depend_on_seed_and_iteration_alone_and_visit_every_frame(dataset):
+    reader = TalkingDatasetReader(dataset)
+    data = TrainingSet(reader, reader.splits["train"], "head", 3, seed=1)
+    seen = [i for k in range(len(data.ids)) for i in data.batch_ids(k)]
+    assert sorted(seen) == sorted(data.ids * 3)
+    assert TrainingSet(reader, reader.splits["train"], "head", 3, seed=1).batch_ids(7) == data.batch_ids(7)
+    assert [b.ids for b in data.batches(5, 8)] == [data.batch_ids(k) for k in (5, 6, 7)]
+
+
+def test_the_training_window_holds_the_whole_part_and_its_cameras_agree(dataset):
+    reader = TalkingDatasetReader(dataset)
+    data = TrainingSet(reader, reader.splits["train"], "head", 2, 0)
+    w = data.window
+    batch = data.load(data.ids[:1])
+    assert batch.mask.sum() == data.is_part[reader.parsing(data.ids[0])].sum()
+    shift = reader.conditions(data.ids[:1]).intrinsics - batch.conditions.intrinsics
+    assert shift[0, 0, 2] == w.x and shift[0, 1, 2] == w.y
