@@ -1,11 +1,10 @@
-"""The rendered head over its backdrop, and attention maps as colours: tensors in, tensors out, on any device.
+"""The rendered head over its backdrop (tensors, on any device), and attention weights as colours.
 
 Pictures are (B, 3, H, W) in [0, 1], RGB. A rendering is premultiplied: its colour over black, with alpha beside it.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 
 import cv2
@@ -63,13 +62,10 @@ def from_bytes(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 3, 1, 2).contiguous().float().div_(255)
 
 
-@functools.cache
-def _colour_table(device: torch.device) -> Tensor:
-    """(256, 3) uint8 RGB of OpenCV's inferno: black is 0, bright yellow 1, even steps look even."""
-    table = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1]
-    return torch.from_numpy(table.copy()).to(device)
+# OpenCV's inferno: 0 is black, 1 bright yellow, and even steps look even
+_COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1].copy()
 
 
-def colour_map(values: Tensor) -> Tensor:
-    """(B, H, W) in [0, 1] -> (B, H, W, 3) uint8. The scale is fixed, so that colours compare between frames and tokens."""
-    return _colour_table(values.device)[(values.clamp(0, 1) * 255).round().long()]
+def colour_map(values: np.ndarray) -> np.ndarray:
+    """(..., H, W) uint8, 255 for weight 1 -> (..., H, W, 3) uint8 RGB. The scale is fixed: colours compare between frames."""
+    return _COLOURS[values]

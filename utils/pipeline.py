@@ -1,0 +1,76 @@
+"""Two ends of a bounded assembly line: work prefetched on threads, results consumed on threads, in order, in flat memory."""
+
+from __future__ import annotations
+
+import collections
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+
+def prefetch(work: Callable[[Any], Any], items: Iterable, threads: int = 2, ahead: int = 4) -> Iterator:
+    """Yield work(item) in the order of `items`, computed up to `ahead` items early on `threads` threads.
+
+    What `work` raises is raised here, at the item that failed; nothing further is started then, nor after close().
+    """
+    items, waiting = iter(items), collections.deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class Consumer:
+    """A thread that calls `consume(item)` for everything put, in order.
+
+    `put` blocks while `depth` items wait. What `consume` raises is raised by the next `put`, or by `close`, which waits
+    until everything put is consumed. As a context manager it closes at the end, and drops what waits after an error.
+    """
+
+    def __init__(self, consume: Callable[[Any], None], depth: int = 4):
+        self._consume = consume
+        self._queue: queue.Queue = queue.Queue(depth)
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="consumer", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            if self._error is None:
+                try:
+                    self._consume(item[0])
+                except BaseException as error:  # handed to the thread that feeds us
+                    self._error = error
+
+    def put(self, item: Any) -> None:
+        self._raise()
+        self._queue.put((item,))
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self._queue.put(None)
+            self._thread.join()
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def __enter__(self) -> Consumer:
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        if kind is None:
+            self.close()
+            return
+        self._error = self._error or error  # nothing that waits is worth finishing
+        self._queue.put(None)
+        self._thread.join()
