@@ -57,7 +57,13 @@ class SurfelCall:
     Ks: Tensor
     background: Tensor | None
     batch: int
+    width: int
+    height: int
+    sh_degree: int | None
     aux: tuple[str, ...]
+    near: float
+    far: float
+    cutoff: str
 
 
 def check_arguments(
@@ -123,7 +129,26 @@ def check_arguments(
     dtype = torch.float64 if means.dtype == torch.float64 else torch.float32
     cast = {name: t.to(dtype) for name, t in batched.items()}
     optional = {name: cast.get(name) for name in ("sh", "features", "background")}
-    return SurfelCall(**{**cast, **optional}, batch=batch, aux=aux)
+    view = dict(width=int(width), height=int(height), sh_degree=sh_degree, near=float(near), far=float(far), cutoff=cutoff)
+    return SurfelCall(**{**cast, **optional}, batch=batch, aux=aux, **view)
+
+
+def draw(c: SurfelCall, screen: Tensor | None) -> SurfelImages:
+    """Runs the op. `screen` (B, N, 2): its values are not used; its gradient is the densification signal (see `screen_grad`)."""
+    payload = c.features
+    if c.sh is not None:
+        payload = ops.sh_op(c.means, c.sh, c.viewmats, c.sh_degree)
+        if c.features is not None:
+            parts = (payload, c.features)
+            payload = torch.cat([t.expand(ops.batch_size(*parts), -1, -1) for t in parts], dim=2)
+    inputs = (c.means, c.quats, c.scales, c.opacities, payload, c.viewmats, c.Ks, c.background)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, screen))
+    if save and screen is None:
+        screen = c.means.new_zeros(c.batch, c.means.shape[1], 2).requires_grad_()
+    out = ops.forward_op(*inputs, screen, c.width, c.height, c.near, c.far, c.cutoff, ",".join(c.aux), save)
+    named = dict(zip(("features", "alpha", *ops.AUX_NAMES, "radii"), out, strict=False))
+    named |= {name: None for name in ops.AUX_NAMES if name not in c.aux}
+    return SurfelImages(**named, _screen=screen)
 
 
 def rasterize_surfels(
@@ -161,19 +186,4 @@ def rasterize_surfels(
     c = check_arguments(
         means, quats, scales, opacities, features, viewmats, Ks, width, height, background, sh_degree, aux, near, far, cutoff
     )
-    payload = c.features
-    if c.sh is not None:
-        payload = ops.sh_op(c.means, c.sh, c.viewmats, sh_degree)
-        if c.features is not None:
-            parts = (payload, c.features)
-            size = ops.batch_size(*parts)
-            payload = torch.cat([t.expand(size, -1, -1) for t in parts], dim=2)
-    inputs = (c.means, c.quats, c.scales, c.opacities, payload, c.viewmats, c.Ks, c.background)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    screen = c.means.new_zeros(c.batch, c.means.shape[1], 2).requires_grad_() if save else None
-    out = ops.forward_op(*inputs, screen, int(width), int(height), float(near), float(far), cutoff, ",".join(c.aux), save)
-    named = dict(zip(("features", "alpha", *ops.AUX_NAMES, "radii"), out, strict=False))
-    for name in ops.AUX_NAMES:
-        if name not in c.aux:
-            named[name] = None
-    return SurfelImages(**named, _screen=screen)
+    return draw(c, None)
