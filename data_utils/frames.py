@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 
 from data_utils.crop import Crop, head_window
-from data_utils.landmarks import POINTS, SAME_SIZE, Face, FaceLandmarker
+from data_utils.landmarks import ELSEWHERE, POINTS, SAME_SIZE, Face, FaceLandmarker
 from data_utils.quality import main_face_boxes
 from utils.constants import FPS
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.files import write_json, write_npz
 from utils.image import write_rgb
+from utils.pipeline import Consumer
 from utils.progress import progress
 from utils.video import probe, read_frames
 
@@ -37,18 +36,13 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     count = round(info.duration * FPS) or None
     follow = _Follower(boxes, crop)
     rows: list[tuple[np.ndarray, np.ndarray, int] | None] = []
-    with FaceLandmarker(video=True) as landmarker, ThreadPoolExecutor(1) as writer:
-        pending: deque[Future] = deque()
+    with FaceLandmarker(video=True) as landmarker, Consumer(lambda item: write_rgb(*item, QUALITY)) as writer:
         for i, image in enumerate(progress(read_frames(options.video), label="frames", total=count)):
             if image.shape[:2] != (info.height, info.width):
                 raise UserError(f"{options.video}: the picture's size changes at {i / FPS:.1f} s; give a clip of one size")
             cut = np.ascontiguousarray(crop.cut(image))
-            pending.append(writer.submit(write_rgb, folder.frame(i), crop.resize(cut), QUALITY))
-            while len(pending) > 8:  # bounded, and an error of the writer (a full disk) stops the pass
-                pending.popleft().result()
+            writer.put((folder.frame(i), crop.resize(cut)))
             rows.append(follow(landmarker.detect(_shrink(cut, crop)), crop))
-        while pending:
-            pending.popleft().result()
     found = np.array([row is not None for row in rows])
     missing = (np.full((POINTS, 3), np.nan, np.float32), np.full(52, np.nan, np.float32), 0)
     points, scores, faces = zip(*[row or missing for row in rows], strict=True)
@@ -71,8 +65,10 @@ class _Follower:
     """Keeps to the same face from frame to frame, and starts at the place the quality check saw it."""
 
     def __init__(self, boxes: np.ndarray, crop: Crop):
-        box = (np.median(boxes, axis=0) - (crop.x, crop.y) * 2) * crop.size / crop.side
-        self._centre, self._height = (box[:2] + box[2:]) / 2, box[3] - box[1]
+        x0, y0, x1, y1 = np.median(boxes, axis=0)
+        scale = crop.size / crop.side
+        self._centre = np.array([(x0 + x1) / 2 - crop.x, (y0 + y1) / 2 - crop.y]) * scale
+        self._height = (y1 - y0) * scale
 
     def __call__(self, faces: list[Face], crop: Crop) -> tuple[np.ndarray, np.ndarray, int] | None:
         """(points in ori_imgs pixels, scores, faces of like size) of the face that is nearest, None if there is none."""
@@ -81,7 +77,8 @@ class _Follower:
         scale = crop.size / min(crop.side, MOST_PIXELS)
         for face in faces:
             face.points *= np.float32(scale)
-        face = min(faces, key=lambda f: np.linalg.norm(f.points[:, :2].mean(0) - self._centre) / self._height
-                   + abs(np.log(f.height / self._height)))  # fmt: skip
-        self._centre, self._height = face.points[:, :2].mean(0), face.height
+        face = min(faces, key=lambda face: face.distance(self._centre, self._height))
+        if face.distance(self._centre, self._height) > ELSEWHERE:
+            return None
+        self._centre, self._height = face.centre, face.height
         return face.points, face.blendshapes, sum(f.height >= SAME_SIZE * face.height for f in faces)

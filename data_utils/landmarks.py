@@ -41,6 +41,7 @@ FACE_OVAL = np.array([
 SMALLEST_FACE = 0.12  # of the frame's side: below it lips are a few pixels
 MOST_CUT = 0.05  # share of the dense points that may lie outside the frame
 SAME_SIZE = 0.6  # a second face at least this much of the main one's height is a second speaker, not a passer-by
+ELSEWHERE = 1.5  # Face.distance beyond which a face is someone else's
 ENOUGH_FRAMES, ENOUGH_SHARE = 2 * FPS, 0.6  # fewer usable frames are refused; the share may be forced
 
 
@@ -58,8 +59,16 @@ class Face:
         return np.concatenate([self.points[:, :2].min(0), self.points[:, :2].max(0)])
 
     @property
+    def centre(self) -> np.ndarray:
+        return self.points[:, :2].mean(0)
+
+    @property
     def height(self) -> float:
         return float(np.ptp(self.points[:, 1]))
+
+    def distance(self, centre: np.ndarray, height: float) -> float:
+        """Unlikeness to a face of that place and size: 1 = a face height apart, or e times as high."""
+        return float(np.linalg.norm(self.centre - centre) / height + abs(np.log(self.height / height)))
 
     @property
     def yaw(self) -> float:
@@ -196,8 +205,8 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     counts = ", ".join(f"{reason}: {count}" for reason, count in sorted(reasons.items(), key=lambda item: -item[1]))
     too_few = len(valid) < ENOUGH_FRAMES
     if too_few or (len(valid) < ENOUGH_SHARE * frames and not options.force):
-        raise UserError(f"{options.video}: only {len(valid)} of {frames} frames are usable ({counts}); cut the clip to where one whole "
-                        f"face is seen{'' if too_few else ', or go on with --force'}")  # fmt: skip
+        raise UserError(f"{options.video}: only {len(valid)} of {frames} frames are usable ({counts}); cut the clip to where "
+                        f"one whole face is seen{'' if too_few else ', or go on with --force'}")  # fmt: skip
     for i in progress(np.flatnonzero(~np.isnan(marks).any((1, 2))), label="landmarks"):
         lines = "".join(f"{x:f} {y:f}\n" for x, y in marks[i])
         write_bytes(folder.landmarks(int(i)), lines.encode())

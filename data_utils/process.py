@@ -55,7 +55,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--end_task", type=int, metavar="M", help="last stage to run")
     add("--size", type=int, default=IMAGE_SIZE, help="side of the frames in pixels (default %(default)s)")
     add("--scale", type=float, default=1.0, help="enlarge the window around the head, e.g. 1.2 (default %(default)s)")
-    add("--part", choices=tuple(PART_CLASSES), default="head", help="what will be trained; shown in the report (default %(default)s)")
+    add("--part", choices=tuple(PART_CLASSES), default="head", help="what train.py will model (default %(default)s)")
     add("--use_3dmm", action="store_true", help="take the face tracker's own pose; no optical flow, no bundle adjustment")
     add("--force", action="store_true", help="redo the stages even if they are up to date, and take clips that would be refused")
     add("--check", action="store_true", help="only the quality check: its verdict, in seconds")
@@ -100,15 +100,16 @@ def check_folder(folder: DatasetFolder, options: argparse.Namespace) -> None:
         before = Path(read_json(made_from).get("video", options.video.resolve()))
         other = before != options.video.resolve()
         if other and before.is_file() and video_digest(before) != video_digest(options.video):
-            raise UserError(f"{folder.root} was made from another video ({before}); rename {options.video}, or replace it with --force")
+            raise UserError(f"{folder.root} was made from another video ({before}); rename {options.video}, or replace it with "
+                            "--force")  # fmt: skip
 
 
 def check_space(folder: DatasetFolder, seconds: float, options: argparse.Namespace) -> None:
     needed = seconds * FPS * options.size**2 * BYTES_A_PIXEL
     free = free_space(folder.root)
     if free < needed and not options.force:
-        raise UserError(f"the disk of {folder.root} has {free / 1e9:.1f} GB free, and about {needed / 1e9:.1f} GB are needed; free some "
-                        "space, or use a smaller --size")  # fmt: skip
+        raise UserError(f"the disk of {folder.root} has {free / 1e9:.1f} GB free, and about {needed / 1e9:.1f} GB are needed; "
+                        "free some space, or use a smaller --size")  # fmt: skip
 
 
 @command_line
@@ -152,10 +153,9 @@ def print_verdict(options: argparse.Namespace) -> None:
     from data_utils import quality
 
     result = quality.check(options.video, options.size, options.scale, options.force)
-    crop = result.facts["crop"]
-    print(f"{options.video}: usable, {result.facts['seconds']:.1f} s at {result.facts['fps']:g} fps, face {result.facts['face_height']:.0f} "
-          f"pixels high; window {crop['side']} x {crop['side']} at ({crop['x']}, {crop['y']}) of {crop['source_width']} x "
-          f"{crop['source_height']}")  # fmt: skip
+    facts, crop = result.facts, result.facts["crop"]
+    print(f"{options.video}: usable, {facts['seconds']:.1f} s at {facts['fps']:g} fps, face {facts['face_height']:.0f} px high, "
+          f"window {crop['side']} x {crop['side']} at ({crop['x']}, {crop['y']}) of {facts['width']} x {facts['height']}")
     for warning in result.warnings:
         print(f"    warning: {warning}")
 

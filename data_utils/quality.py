@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from data_utils.crop import ABOVE, Crop, head_window
-from data_utils.landmarks import SAME_SIZE, Face, FaceLandmarker
+from data_utils.landmarks import ELSEWHERE, MOST_CUT, SAME_SIZE, Face, FaceLandmarker
 from data_utils.stage import video_digest
 from utils.audio import load_audio
 from utils.constants import FPS, SAMPLE_RATE
@@ -32,7 +32,7 @@ FACE_PIXELS, SMALL_FACE = 40, 100  # face height in source pixels: refused below
 TURNED = 30.0  # degrees of yaw beyond which the far cheek is hidden
 QUIET, SILENT = -38.0, -60.0  # dBFS of the loud parts of speech
 MOVING, DRIFTED = 0.004, 0.02  # background motion between samples, and over the clip, of the picture's longer side
-ELSEWHERE = 1.5  # face heights from the usual place at which a face is someone else's
+SCENE = 320  # longer side of the small pictures the scene is judged by
 CUT = 0.4  # correlation of two samples' thumbnails below which the scene is another
 
 
@@ -57,7 +57,7 @@ def inspect(video: Path, size: int, scale: float) -> Inspection:
     times, faces, scenes = _sample(video, result)
     seconds = max(info.duration, times[-1] if times else 0.0)
     if seconds < SHORTEST:
-        result.fatal.append(f"it is only {seconds:.1f} s long; at least {SHORTEST:.0f} s are needed, and minutes give a good model")
+        result.fatal.append(f"it is only {seconds:.1f} s long; {SHORTEST:.0f} s is the least, and minutes give a good model")
     elif seconds < SHORT:
         result.warnings.append(f"the clip is only {seconds:.0f} s long: sounds it lacks will be guessed; 2 to 5 minutes are best")
     if any(faces):
@@ -102,8 +102,9 @@ def _sample(video: Path, result: Inspection) -> tuple[list[float], list[list[Fac
         for seconds, image in progress(sample_frames(video, SAMPLES), label="quality check", total=SAMPLES):
             times.append(seconds)
             faces.append(find_faces(landmarker, image))
-            shrink = 320 / max(image.shape[:2])
-            scenes.append(cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA))
+            shrink = SCENE / max(image.shape[:2])
+            grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+            scenes.append(cv2.resize(grey, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA))
     result.facts["samples"] = len(times)
     return times, faces, scenes
 
@@ -171,33 +172,28 @@ def _judge_faces(result: Inspection, faces: list[list[Face]], width: int, height
     if tall < FACE_PIXELS:
         result.problems.append(f"the face is only {tall:.0f} pixels high; at least {FACE_PIXELS} are needed: film closer")
     elif tall < SMALL_FACE or crop.side < 0.6 * crop.size:
-        result.warnings.append(f"the face is only {tall:.0f} pixels high: the window of {crop.side} pixels is enlarged to {crop.size}; "
-                               "film closer, or use a smaller --size")  # fmt: skip
-    inside = np.array([_share_inside(face, crop) for face in mains if face is not None])
-    if (inside < 0.95).mean() > 1 - FACE_SHARE:
-        result.problems.append(f"the face is cut by the picture's edge in {(inside < 0.95).sum()} of {seen} sampled frames")
-    elif (inside < 0.95).any():
-        result.warnings.append(f"the face is cut by the picture's edge in {(inside < 0.95).sum()} of {seen} sampled frames")
+        result.warnings.append(f"the face is only {tall:.0f} pixels high: the window of {crop.side} pixels is enlarged to "
+                               f"{crop.size}; film closer, or use a smaller --size")  # fmt: skip
+    cut = sum(_share_inside(face, crop) < 1 - MOST_CUT for face in mains if face is not None)
+    if cut:
+        worry = result.problems if cut > (1 - FACE_SHARE) * seen else result.warnings
+        worry.append(f"the face is cut by the picture's edge in {cut} of {seen} sampled frames; such frames are left out")
     if np.median(boxes[:, 1]) - 0.6 * ABOVE * tall < 0:
         result.warnings.append("the top of the head is cut by the picture's edge: hair will be missing there")
     if (yaw > TURNED).mean() > 0.05:
-        result.warnings.append(f"the head is turned more than {TURNED:.0f} degrees in {(yaw > TURNED).sum()} of {seen} sampled frames; "
-                               "lips are seen poorly there")  # fmt: skip
+        result.warnings.append(f"the head is turned more than {TURNED:.0f} degrees in {(yaw > TURNED).sum()} of {seen} sampled "
+                               "frames; lips are seen poorly there")  # fmt: skip
 
 
 def split_main(faces: list[list[Face]]) -> tuple[list[Face | None], list[list[Face]]]:
-    """The main face of each sample (or None) and the others: the main one is like the median of the samples' largest.
+    """The main face of each sample (or None) and the others: the main one is most like the samples' largest faces.
 
-    A face elsewhere, or of another size by half, is not the main one: after a cut it is someone else.
+    A face elsewhere, or of quite another size, is not the main one: after a cut it is someone else.
     """
-    largest = np.array([np.append(f.points[:, :2].mean(0), f.height) for f in (max(fs, key=lambda f: f.height) for fs in faces if fs)])
-    middle = np.median(largest, axis=0)
-
-    def oddness(face: Face) -> float:
-        return float(np.linalg.norm(face.points[:, :2].mean(0) - middle[:2]) / middle[2] + abs(np.log(face.height / middle[2])))
-
-    nearest = [min(fs, key=oddness) if fs else None for fs in faces]
-    mains = [face if face is not None and oddness(face) < ELSEWHERE else None for face in nearest]
+    largest = [max(seen, key=lambda face: face.height) for seen in faces if seen]
+    typical = min(largest, key=lambda face: np.median([face.distance(other.centre, other.height) for other in largest]))
+    nearest = [min(seen, key=lambda face: face.distance(typical.centre, typical.height)) if seen else None for seen in faces]
+    mains = [face if face is not None and face.distance(typical.centre, typical.height) < ELSEWHERE else None for face in nearest]
     return mains, [[f for f in fs if f is not main] for fs, main in zip(faces, mains, strict=True)]
 
 
@@ -223,7 +219,8 @@ def _share_inside(face: Face, crop: Crop) -> float:
 
 
 def _judge_scene(result: Inspection, scenes: Sequence[np.ndarray], faces: Sequence[list[Face]], width: int) -> None:
-    """Scene cuts, by the likeness of successive samples that show a face (not a fade from black); else camera motion, by tracking what is not the person."""
+    """Scene cuts, by the likeness of successive samples that show a face (no fade from black); else camera motion, by tracking
+    what is not the person."""
     scenes, faces = zip(*[(scene, seen) for scene, seen in zip(scenes, faces, strict=True) if seen], strict=True)
     thumbs = np.array([cv2.resize(scene, (24, 24), interpolation=cv2.INTER_AREA).ravel() for scene in scenes], np.float64)
     thumbs -= thumbs.mean(1, keepdims=True)
@@ -232,21 +229,24 @@ def _judge_scene(result: Inspection, scenes: Sequence[np.ndarray], faces: Sequen
     cuts = int((likeness < CUT).sum())
     result.facts |= {"likeness": round(float(likeness.min(initial=1.0)), 3), "cuts": cuts}
     if cuts:
-        result.problems.append(f"the scene changes {cuts} time{'s' if cuts > 1 else ''} or more; give one uncut take of a still camera")
+        times = f"{cuts} time{'s' if cuts > 1 else ''}"
+        result.problems.append(f"the scene changes at least {times}; give one uncut take of a still camera")
         return
     moves = _background_motion(scenes, faces, width)
     if len(moves) < 5:
         return
     drift = np.cumsum(moves, axis=0)
-    typical, most = float(np.median(np.linalg.norm(moves, axis=1))), float(np.linalg.norm(drift - np.median(drift, 0), axis=1).max())
+    typical = float(np.median(np.linalg.norm(moves, axis=1)))
+    most = float(np.linalg.norm(drift - np.median(drift, axis=0), axis=1).max())
     result.facts |= {"background_motion": round(typical, 5), "background_drift": round(most, 5)}
     if typical > MOVING or most > DRIFTED:
-        result.warnings.append(f"the camera or background moves (by up to {100 * most:.1f} % of the picture); torso and background "
-                               "will be blurred: use a tripod")  # fmt: skip
+        result.warnings.append(f"the camera or background moves (by up to {100 * most:.1f} % of the picture); torso and "
+                               "background will be blurred: use a tripod")  # fmt: skip
 
 
 def _background_motion(scenes: Sequence[np.ndarray], faces: Sequence[list[Face]], width: int) -> np.ndarray:
-    """(K, 2) median motion of background corners between successive samples, of the picture's longer side."""
+    """(K, 3) motion of the background between successive samples: x, y of the picture's centre and half the zoom, all in
+    parts of the picture's longer side; only of pairs where enough corners move as one."""
     moves = []
     for before, after, seen in zip(scenes[:-1], scenes[1:], faces[:-1], strict=True):
         background = np.full(before.shape, 255, np.uint8)
@@ -261,6 +261,12 @@ def _background_motion(scenes: Sequence[np.ndarray], faces: Sequence[list[Face]]
         there, found, _ = cv2.calcOpticalFlowPyrLK(before, after, corners, None, winSize=(15, 15))
         back, found_again, _ = cv2.calcOpticalFlowPyrLK(after, before, there, None, winSize=(15, 15))
         sure = (found & found_again).ravel().astype(bool) & (np.linalg.norm(back - corners, axis=-1).ravel() < 0.5)
-        if sure.sum() >= 8:
-            moves.append(np.median((there - corners)[sure, 0], axis=0) / max(before.shape))
-    return np.array(moves).reshape(-1, 2)
+        start, end = corners[sure, 0], there[sure, 0]
+        if len(start) < 12 or start[:, 0].std() < 0.2 * before.shape[1]:  # too few, or all in one place: it may be hair
+            continue
+        affine, inliers = cv2.estimateAffinePartial2D(start, end, ransacReprojThreshold=0.7)
+        if affine is not None and inliers.mean() > 0.6:  # they move as one
+            centre = np.array([before.shape[1], before.shape[0], 2]) / 2
+            zoom = np.hypot(affine[0, 0], affine[1, 0]) - 1
+            moves.append([*((affine @ centre - centre[:2]) / SCENE), zoom / 2])
+    return np.array(moves).reshape(-1, 3)

@@ -78,8 +78,8 @@ def _page(folder: DatasetFolder, summary: dict) -> str:
         body += [f"<div class=warning>{text(w['stage'])}: {text(w['text'])}</div>" for w in summary["warnings"]]
     if "frames" in summary:
         reasons = ", ".join(f"{count} {text(reason)}" for reason, count in summary["dropped"].items()) or "none"
-        body.append(f"<h2>Frames</h2><p>{summary['valid']} of {summary['frames']} frames ({summary['seconds_of_video']} s at {FPS} fps) "
-                    f"are used; dropped: {reasons}.</p>")  # fmt: skip
+        body.append(f"<h2>Frames</h2><p>{summary['valid']} of {summary['frames']} frames ({summary['seconds_of_video']} s at "
+                    f"{FPS} fps) are used; dropped: {reasons}.</p>")  # fmt: skip
     body += [_samples(folder), _dropped(folder), _pose(folder), _expressions(folder), _stage_table(summary)]
     return (f"<!doctype html><html lang=en><meta charset=utf-8><title>{name}: preprocessing report</title><style>{STYLE}</style>"
             f"<body>{''.join(body)}</body></html>\n")  # fmt: skip
@@ -179,9 +179,9 @@ def _curves(rows: np.ndarray, names: Sequence[str], unit: str) -> str:
     low, high = float(np.nanmin(rows)), float(np.nanmax(rows))
     x = np.linspace(40, 990, len(rows))
     y = 150 - 140 * (rows - low) / max(high - low, 1e-9)
-    lines = "".join(
-        f'<polyline fill="none" stroke="{COLOURS[k]}" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y[:, k], strict=True))}"/>'
-        f'<text x="{60 + 130 * k}" y="172" font-size="12" fill="{COLOURS[k]}">{names[k]}</text>' for k in range(rows.shape[1])
-    )  # fmt: skip
-    return (f'<svg viewBox="0 0 1000 180"><text x="2" y="14" font-size="11">{high:.3g}</text><text x="2" y="150" font-size="11">{low:.3g}'
-            f'</text><text x="850" y="172" font-size="12">{unit}</text>{lines}</svg>')  # fmt: skip
+    parts = [f'<text x="2" y="14">{high:.3g}</text><text x="2" y="150">{low:.3g}</text><text x="850" y="172">{unit}</text>']
+    for k, (name, colour) in enumerate(zip(names, COLOURS, strict=True)):
+        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y[:, k], strict=True))
+        parts.append(f'<polyline fill="none" stroke="{colour}" points="{points}"/>'
+                     f'<text x="{60 + 130 * k}" y="172" fill="{colour}">{name}</text>')  # fmt: skip
+    return f'<svg viewBox="0 0 1000 180" font-size="12">{"".join(parts)}</svg>'

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from utils.dataset_folder import DatasetFolder
-from utils.errors import UserError
 from utils.files import read_json, sha256, write_json
 
 VIDEO = "video"  # the name of the source clip among a stage's inputs
@@ -91,7 +90,7 @@ def run_stage(stage: Stage, folder: DatasetFolder, options: argparse.Namespace) 
     outputs = {pattern: len(_matches(folder, pattern)) for pattern in stage.outputs}
     for pattern, count in outputs.items():
         if not count:
-            raise UserError(f"stage {stage.number} ({stage.name}) ended without writing {folder.root / pattern}; this is a bug of ours")
+            raise RuntimeError(f"stage {stage.number} ({stage.name}) ended without writing {folder.root / pattern}")
     record = {
         "stage": stage.number, "name": stage.name, **key, "outputs": outputs, "facts": facts, "seconds": round(seconds, 2),
         "peak_memory_mb": _peak_memory_mb(), "peak_memory_is_of": "stage" if reset else "process",
