@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import platform
 import re
 import time
 from collections.abc import Callable
@@ -285,7 +284,6 @@ def main(argv: list[str] | None = None) -> None:
             write_json(folder / "frames.json", {
                 "ids": clip.pose_ids, "iteration": head.iteration, "part": head.config.part, "feather": args.feather,
                 "source_path": str(source.resolve()), "audio_encoder": reader.encoder,
-                "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "CPU",
             })  # fmt: skip
         print(f"{outputs.video}  ({len(clip.pose_ids)} frames in {seconds:.1f} s, {len(clip.pose_ids) / seconds:.1f} frames/s)")
 

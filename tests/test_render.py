@@ -1,0 +1,324 @@
+"""render.py on a small head: the right frames, the right sound, files that play, and one sentence for each mistake."""
+
+import argparse
+import json
+import os
+import shutil
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tiny_dataset import write_tiny_dataset
+
+import arguments
+import render
+from scene import Scene
+from scene.talking_dataset_readers import TalkingDatasetReader
+from utils.audio import load_audio, load_sound
+from utils.errors import UserError
+from utils.image import read_rgb
+from utils.video import probe, read_frames
+
+SMALL = {"plane_resolution": 8, "plane_channels": 8, "net_width": 16, "seed_points": 50, "sh_degree": 0, "device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_tiny_dataset(tmp_path_factory.mktemp("data 数据") / "tiny").root
+
+
+@pytest.fixture(scope="module")
+def trained(dataset, tmp_path_factory):
+    """A head as training begins: it has a shape and colours, which is all that rendering needs."""
+    model = tmp_path_factory.mktemp("models") / "anna"
+    torch.manual_seed(0)
+    config = arguments.merge(argparse.Namespace(source_path=str(dataset), model_path=str(model), **SMALL))
+    head = Scene(config).create_head()
+    head.iteration = 7
+    head.save(model)
+    return model
+
+
+@pytest.fixture
+def model(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "model" / "anna")
+
+
+@pytest.fixture(autouse=True)
+def speech_features(monkeypatch):
+    """The features of the small data set belong to no encoder: its first column is the loudness."""
+
+    def encode(name, samples, frames):
+        features = np.zeros((frames, 12), np.float32)
+        features[:, 0] = [np.abs(samples[i * 640 : (i + 1) * 640]).mean() for i in range(frames)]
+        return features
+
+    monkeypatch.setattr(render.speech, "encode", encode, raising=False)
+
+
+def speak(path, seconds=1.3, rate=16_000, channels=1):
+    """A tone that grows louder; returns the samples (S, C)."""
+    time = np.arange(int(seconds * rate)) / rate
+    samples = np.stack([0.3 * np.sin(2 * np.pi * (300 + 200 * c) * time) * time / seconds for c in range(channels)], 1)
+    soundfile.write(path, samples, rate)
+    return samples
+
+
+def failure(capsys, *arguments):
+    """The one sentence with which render.py refuses."""
+    with pytest.raises(SystemExit) as stop:
+        render.main([str(argument) for argument in arguments])
+    said = capsys.readouterr().err.splitlines()  # perhaps a progress bar, then the sentence
+    assert stop.value.code == 2 and said[-1].startswith("error: ") and not any("Traceback" in line for line in said)
+    return said[-1]
+
+
+def test_poses_run_forth_and_back_without_a_repeated_frame():
+    assert render.ping_pong(4, 14) == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
+    assert render.ping_pong(4, 5, start=2) == [2, 3, 2, 1, 0]
+    assert render.ping_pong(2, 5) == [0, 1, 0, 1, 0] and render.ping_pong(1, 3) == [0, 0, 0]
+    assert (np.abs(np.diff(render.ping_pong(9, 500, 3))) == 1).all()
+
+
+def test_a_start_time_may_be_written_in_hours_minutes_or_seconds():
+    assert [render.parse_time(t) for t in ("00:01:00", "1:30", "2.5", "1:00:00.5", "0")] == [60, 90, 2.5, 3600.5, 0]
+    for text in ("-3", "a", "1:2:3:4", "", "1:-2"):
+        with pytest.raises(argparse.ArgumentTypeError, match="hh:mm:ss"):
+            render.parse_time(text)
+
+
+@pytest.mark.parametrize("rate, channels", [(16_000, 1), (44_100, 2), (11_111, 1)])
+def test_speech_of_any_rate_and_channel_count_is_heard_as_given_over_25_frames_a_second(model, tmp_path, rate, channels):
+    samples = speak(tmp_path / "wörd 1.wav", seconds=0.95, rate=rate, channels=channels)
+    render.main(["-m", str(model), "--custom_aud", str(tmp_path / "wörd 1.wav")])
+    video = model / "custom" / "ours_7" / "anna_custom_wörd 1_7iter_renders.mp4"
+    assert sum(1 for _ in read_frames(video)) == 23  # floor(25 x 0.95)
+    heard, heard_rate = load_sound(video)
+    assert heard_rate == (48_000 if rate == 11_111 else rate) and len(heard) == channels
+    if rate == heard_rate:
+        length = min(heard.shape[1], len(samples))
+        assert abs(heard.shape[1] - len(samples)) < 2048  # an AAC frame or two of padding
+        middle = slice(length // 4, length * 3 // 4)
+        for a, b in zip(heard, samples.T, strict=True):
+            assert np.corrcoef(a[:length][middle], b[:length][middle])[0, 1] > 0.99  # also says: not shifted
+
+
+def test_speech_longer_than_the_clip_replays_its_poses_from_the_chosen_start(model, dataset, tmp_path, monkeypatch):
+    speak(tmp_path / "a.wav", seconds=2.0)
+    seen = []
+    original = TalkingDatasetReader.conditions
+
+    def conditions(self, ids, rows, features):
+        seen.append((list(ids), list(rows)))
+        return original(self, ids, rows, features)
+
+    monkeypatch.setattr(TalkingDatasetReader, "conditions", conditions)
+    render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), "--ss", "0.2", "--batch", "7"])
+    seen.sort(key=lambda item: item[1])
+    ids, rows = ([i for part in parts for i in part] for parts in zip(*seen, strict=True))
+    assert rows == list(range(50)) and ids[:3] == [5, 6, 7]
+    assert 3 not in ids and set(ids) == set(range(22)) - {3}  # frame 3 is not usable
+    assert all(a != b for a, b in zip(ids, ids[1:], strict=False))
+
+
+def test_speech_shorter_than_a_frame_gives_one_frame(model, tmp_path):
+    speak(tmp_path / "a.wav", seconds=0.01)
+    render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav")])
+    assert sum(1 for _ in read_frames(model / "custom/ours_7/anna_custom_a_7iter_renders.mp4")) == 1
+
+
+def test_the_splits_are_rendered_beside_what_was_filmed(model, dataset):
+    render.main(["-m", str(model), "--lossless"])
+    reader = TalkingDatasetReader(dataset)
+    for split, ids in (("train", reader.splits["train"]), ("test", reader.splits["val"])):
+        folder = model / split / "ours_7"
+        for kind in ("renders", "gt"):
+            frames = list(read_frames(folder / f"anna_{split}_7iter_{kind}.mp4"))
+            assert len(frames) == len(ids)
+            if split == "test":  # what metrics.py measures is what the video shows
+                pictures = sorted((folder / kind).glob("*.png"))
+                assert [p.name for p in pictures] == [f"{k:05d}.png" for k in range(len(ids))]
+                for picture, frame in zip(pictures, frames, strict=True):
+                    np.testing.assert_array_equal(read_rgb(picture), frame)
+        for frame, i in zip(frames, ids, strict=True):
+            np.testing.assert_array_equal(frame, reader.image(i))
+    facts = json.loads((model / "test/ours_7/frames.json").read_text())
+    assert facts["ids"] == reader.splits["val"] and facts["iteration"] == 7
+    assert not (model / "train/ours_7/renders").exists() and not (model / "custom").exists()
+
+
+def test_a_split_is_heard_with_its_own_sound(model, dataset):
+    render.main(["-m", str(model), "--skip_train"])
+    ids = TalkingDatasetReader(dataset).splits["val"]
+    own = load_audio(dataset / "aud.wav")[ids[0] * 640 : (ids[-1] + 1) * 640]
+    heard = load_audio(model / "test/ours_7/anna_test_7iter_renders.mp4")[: len(own)]
+    assert np.corrcoef(heard, own)[0, 1] > 0.9
+    assert not (model / "train").exists()
+
+
+def test_the_head_lies_over_the_torso_and_background_of_its_frame(model, dataset):
+    render.main(["-m", str(model), "--skip_train", "--feather", "0"])
+    reader = TalkingDatasetReader(dataset)
+    picture = read_rgb(model / "test/ours_7/renders/00000.png").astype(int)
+    backdrop = reader.backdrop(reader.splits["val"][0]).astype(int)
+    assert np.abs(picture[:4] - backdrop[:4]).max() <= 1 and np.abs(picture[-3:] - backdrop[-3:]).max() <= 1
+    assert np.abs(picture[28:36, 28:36] - backdrop[28:36, 28:36]).mean() > 30
+
+
+def test_attention_is_drawn_for_every_token_and_in_a_mosaic(model, tmp_path):
+    speak(tmp_path / "a.wav", seconds=0.4)
+    render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), "--visualize_attention"])
+    names = {path.name for path in (model / "custom/ours_7").iterdir()}
+    assert names == {f"anna_custom_a_7iter_{n}.mp4" for n in (
+        "renders", "attention", "attention_audio", "attention_expression", "attention_camera", "attention_frame")}  # fmt: skip
+    mosaic = probe(model / "custom/ours_7/anna_custom_a_7iter_attention.mp4")
+    assert (mosaic.width, mosaic.height, mosaic.has_audio) == (3 * 256, 2 * 256, True)
+    frames = [f for f in read_frames(model / "custom/ours_7/anna_custom_a_7iter_attention.mp4")]
+    assert len(frames) == 10
+    middle = frames[0][128, 256 + 128].astype(int)
+    assert middle.sum() > 60 and np.abs(frames[0][60, 256 + 250].astype(int) - (0, 0, 3)).max() < 16  # head lit, backdrop not
+
+
+def test_the_newest_model_is_taken_when_none_is_named(model, tmp_path, monkeypatch, capsys):
+    older = shutil.copytree(model, tmp_path / "model" / "older")
+    for path in older.rglob("deformation.safetensors"):
+        os.utime(path, (1e9, 1e9))
+    monkeypatch.chdir(tmp_path)
+    speak(tmp_path / "a.wav", seconds=0.1)
+    render.main(["--custom_aud", "a.wav"])
+    assert (model / "custom").exists() and not (older / "custom").exists()
+    assert "anna_custom_a_7iter_renders.mp4" in capsys.readouterr().out
+
+
+def test_the_frame_code_can_be_held_still(model, tmp_path, monkeypatch):
+    speak(tmp_path / "a.wav", seconds=0.2)
+    heads = []
+    original = render.load_avatar
+    monkeypatch.setattr(render, "load_avatar", lambda *a: heads.append(original(*a)) or heads[-1])
+    render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), "--still_frame_code"])
+    assert heads[0].deformation.conditions.tokens["frame"].still == 0
+
+
+def test_ctrl_c_leaves_a_video_that_plays_and_ends_in_sync(model, tmp_path, monkeypatch, capsys):
+    speak(tmp_path / "a.wav", seconds=3.0)
+    original, calls = render.render_batch, []
+
+    def draw(*a, **k):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(*a, **k)
+
+    monkeypatch.setattr(render, "render_batch", draw)
+    with pytest.raises(SystemExit) as stop:
+        render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), "--batch", "5"])
+    assert stop.value.code == 130 and "Ctrl-C" in capsys.readouterr().out
+    (video,) = (model / "custom/ours_7").iterdir()
+    assert sum(1 for _ in read_frames(video)) == 15
+    assert abs(len(load_audio(video)) - 15 * 640) <= 2048
+
+
+def test_an_interrupted_test_split_is_not_left_for_metrics_to_measure(model, monkeypatch):
+    render.main(["-m", str(model), "--skip_train", "--batch", "1"])
+    original, calls = render.render_batch, []
+
+    def draw(*a, **k):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*a, **k)
+
+    monkeypatch.setattr(render, "render_batch", draw)
+    with pytest.raises(SystemExit):
+        render.main(["-m", str(model), "--skip_train", "--batch", "1"])
+    assert not (model / "test/ours_7/frames.json").exists()
+
+
+def test_a_missing_torso_picture_stops_with_its_name_and_leaves_no_half_video(model, dataset, tmp_path, capsys):
+    shutil.copytree(dataset, tmp_path / "copy")
+    (tmp_path / "copy/torso_imgs/9.png").unlink()
+    speak(tmp_path / "a.wav", seconds=1.0)
+    said = failure(capsys, "-m", model, "-s", tmp_path / "copy", "--custom_aud", tmp_path / "a.wav")
+    assert "9.png" in said and "--task 5" in said
+    assert list((model / "custom/ours_7").iterdir()) == []
+
+
+def test_a_full_disk_while_encoding_ends_in_one_sentence(model, tmp_path, monkeypatch, capsys):
+    def add(self, frame):
+        raise OSError(28, "No space left on device", "a.mp4")
+
+    monkeypatch.setattr(render.VideoWriter, "add", add)
+    speak(tmp_path / "a.wav", seconds=1.0)
+    assert "disk is full" in failure(capsys, "-m", model, "--custom_aud", tmp_path / "a.wav")
+    assert list((model / "custom/ours_7").iterdir()) == []
+
+
+def test_no_model_is_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    speak(tmp_path / "a.wav")
+    assert "train.py" in failure(capsys, "--custom_aud", "a.wav")
+    assert "cfg_args" in failure(capsys, "--custom_aud", "a.wav", "-m", tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_audio_that_is_none_or_silent_of_samples_is_refused_by_name(model, tmp_path, capsys):
+    (tmp_path / "text.wav").write_text("this is no sound")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    with av.open(str(tmp_path / "mute.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = 64
+        container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode(None))
+    for name in ("text.wav", "empty.wav", "mute.mp4", "absent.wav"):
+        assert name in failure(capsys, "-m", model, "--custom_aud", tmp_path / name)
+    assert not (model / "custom").exists()
+
+
+@pytest.mark.parametrize("name", ["deformation.safetensors", "point_cloud.ply"])
+def test_a_truncated_model_is_refused_by_name(model, capsys, name):
+    path = model / "point_cloud/iteration_7" / name
+    path.write_bytes(path.read_bytes()[:700])
+    assert name in failure(capsys, "-m", model)
+
+
+def test_a_missing_data_set_is_named_with_the_remedy(model, tmp_path, capsys):
+    cfg = model / "cfg_args"
+    config = arguments.read_cfg_args(model)
+    config.source_path = str(tmp_path / "moved away")
+    arguments.write_cfg_args(model, config)
+    assert cfg.exists()
+    said = failure(capsys, "-m", model)
+    assert "moved away" in said and "--source_path" in said
+
+
+def test_features_of_another_encoder_are_refused(model, dataset, tmp_path, capsys):
+    shutil.copytree(dataset, tmp_path / "copy")
+    np.save(tmp_path / "copy/aud_mel.npy", np.zeros((22, 80), np.float32))
+    assert "width 12" in failure(capsys, "-m", model, "-s", tmp_path / "copy")
+
+
+def test_an_iteration_that_was_not_saved_is_refused_with_those_that_were(model, capsys):
+    assert "choose one of 7" in failure(capsys, "-m", model, "--iteration", "8")
+
+
+def test_a_start_beyond_the_clip_is_refused(model, tmp_path, capsys):
+    speak(tmp_path / "a.wav")
+    assert "0.8 s" in failure(capsys, "-m", model, "--custom_aud", tmp_path / "a.wav", "--ss", "00:01:00")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [["--batch", "0"], ["--feather", "-1"], ["--crf", "70"], ["--ss", "3"], ["--ss", "-3"], ["--ss", "x", "--custom_aud", "a"],
+     ["--skip_train", "--skip_test"]],
+)  # fmt: skip
+def test_a_flag_out_of_range_is_refused_before_anything_is_read(bad, capsys):
+    with pytest.raises(SystemExit) as stop:
+        render.main(bad)
+    assert stop.value.code == 2 and bad[0].lstrip("-") in capsys.readouterr().err
+
+
+def test_bad_input_is_reported_as_an_error_class_of_its_own(tmp_path):
+    with pytest.raises(UserError, match="--model_path"):
+        render.newest_model(tmp_path)
