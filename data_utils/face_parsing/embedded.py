@@ -23,6 +23,7 @@ SAMPLES = 24  # frames the clip's colours are learned from
 KEPT = 16  # soft masks in memory, enough for the threads' windows
 TIME_RADIUS = 2  # frames before and after that a still pixel is averaged over
 GUIDE_RADIUS, GUIDE_EPSILON = 5, 4e-4
+NOBODY = 255  # a region beside the four
 CLASS_OF = {FACE_: SKIN, NECK_: NECK, CLOTH_: CLOTH, HAIR_: HAIR}
 
 
@@ -82,7 +83,7 @@ class FrameParser:
         return learn(samples)
 
     def _soft(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Frame, small frame, (h, w, 4) probability of each region (their sum is the probability of the person).
+        """Frame, small frame, (4, h, w) probability of each region (their sum is the probability of the person).
 
         Neighbouring frames ask for the same ones: the first to ask computes it, the others wait for it.
         """
@@ -96,28 +97,27 @@ class FrameParser:
         if mine:
             try:
                 full, small, person, place = self._look(i)
-                future.set_result((full, small, self._model.posterior(lab_cells(small), place) * person[..., None]))
+                future.set_result((full, small, self._model.posterior(lab_cells(small), place) * person))
             except BaseException as error:
                 future.set_exception(error)
                 raise
         return future.result()
 
     def _classes(self, soft: np.ndarray, points: np.ndarray) -> np.ndarray:
-        height, width = soft.shape[:2]
+        """(H, W) classes from the soft regions (4, H, W), which it changes, and the mesh."""
+        height, width = soft.shape[1:]
         oval = fill(points[list(OVAL)], height, width).astype(bool)
         a, b = self._head.to_pixels(points)
-        z = (np.arange(width)[None, :] + 0.5 + 1j * (np.arange(height)[:, None] + 0.5) - b) / a
-        u, v = z.real, z.imag
-        jaw = v > EAR_BOTTOM + 0.05  # below the ears the mesh alone says where the face ends
-        soft[..., FACE_][jaw & ~oval] = 0.0
-        person = soft.sum(2) > 0.5
-        soft[..., FACE_][oval & (v > 0.1)] = 2.0
-        region = soft.argmax(2)
-        person |= oval
+        x, y = np.arange(width, dtype=np.float32)[None, :] + 0.5 - b.real, np.arange(height, dtype=np.float32)[:, None] + 0.5 - b.imag
+        u, v = (x * a.real + y * a.imag) / abs(a) ** 2, (y * a.real - x * a.imag) / abs(a) ** 2  # (x + iy) / a
+        soft[FACE_][~oval & (v > EAR_BOTTOM + 0.05)] = 0.0  # below the ears the mesh alone says where the face ends
+        person = oval | (soft[0] + soft[1] + soft[2] + soft[3] > 0.5)
+        soft[FACE_][oval & (v > 0.1)] = 2.0
+        region = cv2.medianBlur(_strongest(soft), 5)
         region = _tidy(region, person, oval)
         classes = np.zeros((height, width), np.uint8)
         for k, label in CLASS_OF.items():
-            classes[person & (region == k)] = label
+            classes[region == k] = label
         ear = (classes == SKIN) & ~oval & (v > -0.12)
         classes[ear & (u < 0)] = LEFT_EAR
         classes[ear & (u > 0)] = RIGHT_EAR
@@ -125,26 +125,35 @@ class FrameParser:
         return classes
 
 
+def _strongest(soft: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 index of the largest of the masks (argmax over a short axis, written out: four times faster)."""
+    best, region = soft[0].copy(), np.zeros(soft.shape[1:], np.uint8)
+    for k in range(1, len(soft)):
+        region[soft[k] > best] = k
+        np.maximum(best, soft[k], out=best)
+    return region
+
+
 def _tidy(region: np.ndarray, person: np.ndarray, oval: np.ndarray) -> np.ndarray:
-    """Remove the bits that anatomy forbids: people apart from the head's own body, islands of one region inside another."""
-    count, labels = cv2.connectedComponents(person.astype(np.uint8), connectivity=4)
+    """(H, W) regions, NOBODY off the person, without what anatomy forbids: people apart from the head's own body, and small
+    islands of one region inside others."""
+    person = cv2.medianBlur(person.astype(np.uint8), 5)
+    count, labels = cv2.connectedComponents(person, connectivity=4)
     if count > 2:
-        mine = np.bincount(labels[oval & person], minlength=count).argmax()
+        mine = np.bincount(labels[oval & (person > 0)], minlength=count).argmax()
         person &= labels == mine
-    region = np.where(person, region, -1)
-    smallest = region.size // 4000
+    region = np.where(person > 0, region, NOBODY)
+    smallest = region.size // 2000
     for k in range(4):
         count, labels, stats, _ = cv2.connectedComponentsWithStats((region == k).astype(np.uint8), connectivity=4)
         for c in range(1, count):
             x, y, w, h, area = stats[c]
             if area >= smallest:
                 continue
-            island = np.zeros((h + 2, w + 2), np.uint8)
-            x0, y0, x1, y1 = max(x - 1, 0), max(y - 1, 0), min(x + w + 1, region.shape[1]), min(y + h + 1, region.shape[0])
-            island = (labels[y0:y1, x0:x1] == c).astype(np.uint8)
-            ring = cv2.dilate(island, np.ones((3, 3), np.uint8)).astype(bool) & ~island.astype(bool)
-            around = region[y0:y1, x0:x1][ring]
-            around = around[around >= 0]
+            near = np.s_[max(y - 1, 0) : y + h + 1, max(x - 1, 0) : x + w + 1]
+            island = (labels[near] == c).astype(np.uint8)
+            around = region[near][cv2.dilate(island, np.ones((3, 3), np.uint8)) > island]
+            around = around[around != NOBODY]
             if around.size:
-                region[y0:y1, x0:x1][island.astype(bool)] = np.bincount(around).argmax()
+                region[near][island > 0] = np.bincount(around).argmax()
     return region

@@ -19,11 +19,18 @@ GRID, GRID_SPAN = 96, 3.0  # the place map: side in cells, side in head units (m
 GRID_TOP = -1.1  # v of its upper edge
 ROUNDS = 4
 EAR_BOTTOM = 0.34  # v of the ear lobes (mouth 0.4, chin 0.68)
+REACH_V = np.arange(0.25, 0.56, 0.06)
 COLOUR_WEIGHT = 0.7  # neighbouring pixels are not independent: their evidence counts less than Bayes would have it
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-np.clip(x, -40, 40)))
+
+
+def normalised(weights: np.ndarray) -> np.ndarray:
+    """(4, ...) weights scaled in place to sum to 1 over the regions (written out: numpy sums a short axis slowly)."""
+    weights /= weights[0] + weights[1] + weights[2] + weights[3]
+    return weights
 
 
 def lab_cells(rgb: np.ndarray) -> np.ndarray:
@@ -62,56 +69,59 @@ class Place:
 
 
 class SplitModel:
-    """What the clip taught: colour log-likelihoods (BINS^3, 4) and the place map (GRID, GRID, 4)."""
+    """What the clip taught: colour evidence (4, BINS^3), the density raised to COLOUR_WEIGHT, and the place map (4, GRID, GRID)."""
 
     def __init__(self):
-        self.colour = np.zeros((BINS**3, 4), np.float32)
+        self.colour = np.zeros((4, BINS**3), np.float32)
         self.map: np.ndarray | None = None
-        self.long_hair = (0.0, 0.0)  # viewer's left, right: does hair pass the jaw there
+        self.hair_reach = (np.zeros(len(REACH_V)), np.zeros(len(REACH_V)))  # viewer's left, right: how far down hair may hang
 
     def place_prior(self, place: Place) -> np.ndarray:
-        """(h, w, 4) probability of each region of the person from place alone: anatomy, and after learning the clip's own map."""
+        """(4, h, w) probability of each region of the person from place alone: anatomy, and after learning the clip's own map."""
         u, v, d, below = place.u, place.v, place.distance, place.below_chin
-        left, right = self.long_hair
+        left, right = (np.interp(v - 0.06, REACH_V, reach).astype(np.float32) for reach in self.hair_reach)
         side = left + (right - left) * _sigmoid(u / 0.05)
         inside = _sigmoid(-d / 0.012)
         upper = _sigmoid((EAR_BOTTOM - v) / 0.04)  # where ears and forehead lie
-        prior = np.empty(u.shape + (4,), np.float32)
-        prior[..., FACE_] = inside + (1 - inside) * upper * np.exp(-((np.maximum(d, 0) / 0.16) ** 2)) * 0.6
+        prior = np.empty((4,) + u.shape, np.float32)
+        prior[FACE_] = inside + (1 - inside) * upper * np.exp(-((np.maximum(d, 0) / 0.17) ** 2))
         fringe = _sigmoid((0.02 - v) / 0.05) * _sigmoid((d + 0.3) / 0.06)
         lateral = _sigmoid((np.abs(u - place.chin_u) - 0.3) / 0.04)
         falling = np.exp(-np.maximum(below, 0) / 0.6) * (0.02 + 0.98 * np.maximum(lateral, _sigmoid(-below / 0.05)))
         beside = upper + (1 - upper) * side * falling
-        prior[..., HAIR_] = (1 - inside) * beside + inside * (0.25 * fringe + 0.002)
+        prior[HAIR_] = (1 - inside) * beside + inside * (0.25 * fringe + 0.002)
         across = np.abs(u - place.chin_u)
-        central = 0.05 + 0.95 * np.exp(-((np.maximum(across - 0.3, 0) / 0.3) ** 2))
-        prior[..., NECK_] = (1 - inside) * (1 - upper) * central * np.exp(-np.maximum(below - 0.2, 0) / 0.5)
-        prior[..., CLOTH_] = (1 - inside) * _sigmoid((below - 0.06 + 0.35 * (across - 0.4)) / 0.05) * 0.9
+        spread = 0.1 + 0.3 * _sigmoid((below - 0.1) / 0.05)  # the neck is narrower than the jaw, and widens to the shoulders
+        central = 0.05 + 0.95 * np.exp(-((np.maximum(across - 0.3, 0) / spread) ** 2))
+        prior[NECK_] = (1 - inside) * (1 - upper) * central * np.exp(-np.maximum(below - 0.2, 0) / 0.5)
+        prior[CLOTH_] = (1 - inside) * _sigmoid((below - 0.06 + 0.35 * (across - 0.4)) / 0.05) * 0.9
         prior += 1e-4
         if self.map is not None:
             x, y = place.grid()
-            learned = cv2.remap(self.map, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            prior *= learned
-        return prior / prior.sum(2, keepdims=True)
+            for k in range(4):
+                prior[k] *= cv2.remap(self.map[k], x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return normalised(prior)
 
     def posterior(self, cells: np.ndarray, place: Place) -> np.ndarray:
-        """(h, w, 4) float32 probability of each region, given that the pixel shows the person."""
-        score = np.log(self.place_prior(place)) + COLOUR_WEIGHT * self.colour[cells]
-        score -= score.max(2, keepdims=True)
-        np.exp(score, out=score)
-        return score / score.sum(2, keepdims=True)
+        """(4, h, w) float32 probability of each region, given that the pixel shows the person."""
+        evidence = np.take(self.colour, cells, axis=1)
+        return normalised(self.place_prior(place) * evidence)
 
 
-def _seeds(place: Place, person: np.ndarray, skin: np.ndarray) -> np.ndarray:
-    """(h, w, 4) bool: pixels whose region is almost certain. `skin` (h, w): how well the colour could be this person's skin."""
+def _seeds(place: Place, person: np.ndarray, skin: np.ndarray, lit: np.ndarray) -> np.ndarray:
+    """(4, h, w) bool: pixels whose region is almost certain.
+
+    `skin` (h, w): how well the colour could be this person's skin; `lit` (h, w) bool: skin as bright as the cheeks or brighter.
+    """
     u, v, d, below = place.u, place.v, place.distance, place.below_chin
     sure = person > 0.9
     across = np.abs(u - place.chin_u)
-    seeds = np.zeros(u.shape + (4,), bool)
-    seeds[..., FACE_] = _cheeks(place)
-    seeds[..., HAIR_] = sure & (v < -0.35) & (d > 0.14) & (d < 0.6)
-    seeds[..., CLOTH_] = sure & (below > 0.1) & (d > 0.1) & (skin < 0.1) & ((across < 0.3) | (below > 0.3))
-    seeds[..., NECK_] = sure & (d > 0.02) & (below > -0.1) & (below < 0.4) & (across < 0.4) & (skin > 0.5)
+    seeds = np.zeros((4,) + u.shape, bool)
+    forehead = (d < -0.05) & (v < -0.17)  # unless a fringe covers it: then it is darker, or of another hue
+    seeds[FACE_] = _cheeks(place) | (forehead & lit)
+    seeds[HAIR_] = sure & (v < -0.35) & (d > 0.18) & (d < 0.6)
+    seeds[CLOTH_] = sure & (below > 0.1) & (d > 0.1) & (skin < np.where(below > 0.3, 0.5, 0.1)) & ((across < 0.3) | (below > 0.3))
+    seeds[NECK_] = sure & (d > 0.02) & (below > -0.1) & (below < 0.4) & (across < 0.4) & (skin > 0.5)
     return seeds
 
 
@@ -121,8 +131,8 @@ def _cheeks(place: Place) -> np.ndarray:
     return (place.distance < -0.04) & (v > 0.1) & (below < -0.05) & ((v < 0.25) | (np.abs(place.u - place.chin_u) > 0.2))
 
 
-def _skin_likeness(samples) -> np.ndarray:
-    """(BINS^3,) in [0, 1]: could the colour be this person's skin, lit or in shadow?
+def _skin_likeness(samples) -> tuple[np.ndarray, np.ndarray]:
+    """(BINS^3,) in [0, 1]: could the colour be this person's skin, lit or in shadow? And (BINS^3,) bool: lit skin, highlights too.
 
     Shade scales R, G and B alike, so log(R/G) and log(G/B) of skin hardly change: a Gaussian in these two, fitted to the cheeks,
     times a wide window on the brightness.
@@ -132,12 +142,13 @@ def _skin_likeness(samples) -> np.ndarray:
     ratio = np.log(rgb[:, :2] + 0.03) - np.log(rgb[:, 1:] + 0.03)
     bright = np.log(rgb.sum(1) / 3 + 0.03)
     mean, middle = (np.average(x, axis=0, weights=counts) for x in (ratio, bright))
-    spread = np.cov(ratio.T, aweights=counts) + np.eye(2) * 0.06**2  # shadow and red light from the collar bend the hue a little
+    spread = np.cov(ratio.T, aweights=counts) + np.eye(2) * 0.045**2  # shadow and red light from the collar bend the hue a little
     centred = ratio - mean
     squared = (centred @ np.linalg.inv(spread) * centred).sum(1)
     offset = bright - middle
-    shade = np.exp(-0.5 * (np.maximum(offset - 0.3, 0) / 0.2) ** 2 - 0.5 * (np.minimum(offset + 0.8, 0) / 0.4) ** 2)
-    return (np.exp(-0.5 * np.maximum(np.sqrt(squared) - 1.5, 0) ** 2) * shade).astype(np.float32)
+    shade = np.exp(-0.5 * (np.maximum(offset - 0.15, 0) / 0.15) ** 2 - 0.5 * (np.minimum(offset + 0.8, 0) / 0.4) ** 2)
+    hue = np.exp(-0.5 * np.maximum(np.sqrt(squared) - 1.2, 0) ** 2)
+    return (hue * shade).astype(np.float32), (squared < 3**2) & (offset > -0.3)
 
 
 def cell_colours() -> np.ndarray:
@@ -170,53 +181,55 @@ def _blur_axis(cube: np.ndarray, axis: int, sigma: float) -> np.ndarray:
 def learn(samples: list[tuple[np.ndarray, np.ndarray, Place]]) -> SplitModel:
     """Fit a SplitModel to frames spread over the clip: [(cells (h, w), person (h, w), place)]."""
     model = SplitModel()
-    model.long_hair = tuple(_long_hair(samples, side) for side in (-1, 1))
-    skin = _skin_likeness(samples)
-    weights = [_seeds(place, person, skin[cells]).astype(np.float32) for cells, person, place in samples]
+    model.hair_reach = tuple(_hair_reach(samples, side) for side in (-1, 1))
+    skin, lit = _skin_likeness(samples)
+    weights = [_seeds(place, person, skin[cells], lit[cells]).astype(np.float32) for cells, person, place in samples]
     model.colour = _fit_colours(samples, weights, skin)
     for _ in range(ROUNDS):
-        weights = [model.posterior(cells, place) * person[..., None] ** 2 for cells, person, place in samples]
+        weights = [model.posterior(cells, place) * person**2 for cells, person, place in samples]
         model.map = _fit_map(samples, weights)
         model.colour = _fit_colours(samples, weights, skin)
     return model
 
 
-def _long_hair(samples, side: int) -> float:
-    """Share of the frames' ring beside the jaw (mouth height, 0.1 to 0.25 from the oval) that shows the person: 0 none, 1 all."""
-    seen = []
-    for _, person, place in samples:
-        ring = (place.distance > 0.08) & (place.distance < 0.25) & (place.v > 0.38) & (place.v < 0.54)
-        ring &= place.u * side > 0.35
-        if ring.any():
-            seen.append(float(person[ring].mean()))
-    return float(np.clip(np.median(seen) * 1.6 - 0.5, 0.02, 1.0)) if seen else 0.02
+def _hair_reach(samples, side: int) -> np.ndarray:
+    """(len(REACH_V),) in [0, 1]: does the person reach beyond the jaw line at these heights, and at all heights between there and
+    the ears? Only then can hair hang down on that side (-1 the viewer's left, 1 right); what begins lower is the shoulder."""
+    seen = np.zeros((len(samples), len(REACH_V)))
+    for row, (_, person, place) in zip(seen, samples, strict=True):
+        ring = (place.distance > 0.07) & (place.distance < 0.2) & (place.u * side > 0)
+        for k, v in enumerate(REACH_V):
+            there = ring & (np.abs(place.v - v) < 0.03)
+            row[k] = person[there].mean() if there.any() else row[k - 1]
+    return np.clip(np.minimum.accumulate(np.median(seen, 0)) * 1.6 - 0.5, 0.02, 1.0)
 
 
 def _fit_colours(samples, weights, skin: np.ndarray) -> np.ndarray:
-    """(BINS^3, 4) log-likelihoods from the pixels' shares in the regions; the neck is held to skin, the others away from it."""
+    """(4, BINS^3) colour evidence from the pixels' shares in the regions; the neck is held to skin, the others away from it."""
     counts = np.zeros((4, BINS**3))
     for (cells, _, _), w in zip(samples, weights, strict=True):
         flat = cells.ravel()
         for k in range(4):
-            counts[k] += np.bincount(flat, w[..., k].ravel(), BINS**3)
+            counts[k] += np.bincount(flat, w[k].ravel(), BINS**3)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     for k in (HAIR_, CLOTH_):
         counts[k] *= np.minimum(1.0, (share[k] + 1e-7) / (share[FACE_] + 1e-7)) ** 2
     counts[NECK_] *= skin
-    likelihood = np.stack([_log_likelihood(c) for c in counts], 1)
-    likelihood[:, NECK_] = np.logaddexp(likelihood[:, NECK_], np.log(skin * 2.0 + 1e-3)) + np.log(skin + 0.01)
-    return likelihood
+    likelihood = np.stack([_log_likelihood(c) for c in counts])
+    likelihood[NECK_] = np.logaddexp(likelihood[NECK_], np.log(skin * 2.0 + 1e-3)) + np.log(skin + 0.01)
+    return np.exp(COLOUR_WEIGHT * likelihood).astype(np.float32)
 
 
 def _fit_map(samples, weights) -> np.ndarray:
-    """(GRID, GRID, 4): share of each region at a place relative to the head, over the clip (1 where the person was never seen)."""
-    total = np.zeros((GRID, GRID, 4), np.float32)
+    """(4, GRID, GRID): share of each region at a place relative to the head, over the clip (1 where the person was never seen)."""
+    total = np.zeros((4, GRID, GRID), np.float32)
     for (_, _, place), w in zip(samples, weights, strict=True):
         x, y = (np.clip(np.round(c), 0, GRID - 1).astype(np.int32) for c in place.grid())
         cell = (y * GRID + x).ravel()
         for k in range(4):
-            total[..., k] += np.bincount(cell, w[..., k].ravel(), GRID * GRID).reshape(GRID, GRID)
-    total = cv2.GaussianBlur(total, (0, 0), 1.5, borderType=cv2.BORDER_REPLICATE)
-    every = total.sum(2, keepdims=True)
+            total[k] += np.bincount(cell, w[k].ravel(), GRID * GRID).reshape(GRID, GRID)
+    for k in range(4):
+        total[k] = cv2.GaussianBlur(total[k], (0, 0), 1.5, borderType=cv2.BORDER_REPLICATE)
+    every = total.sum(0)
     certainty = every / (every + every.max() * 0.02 + 1e-6)
     return (0.03 + certainty * total / np.maximum(every, 1e-6) + (1 - certainty) * 0.5).astype(np.float32)
