@@ -14,7 +14,8 @@ TOP, BOTTOM = 1.30, -1.95  # crown without hair; the neck ends inside the collar
 AZIMUTH = 2.2  # the head is built for |azimuth| up to this; its back is never seen
 
 EYE_X, EYE_Y, EYE_HALF = 0.325, 0.22, 0.155  # centre of the right-hand lid opening, half its width
-LID_UP, LID_DOWN = 0.070, 0.048  # height of the open lids over and under the line of the corners
+BROW_X, BROW_LENGTH = 0.125, 0.415  # inner end of the right-hand brow, length along x
+LID_UP, LID_DOWN = 0.064, 0.046  # height of the open lids over and under the line of the corners
 MOUTH_Y, MOUTH_HALF = -0.50, 0.255
 CHIN_Y = -0.90
 JAW_HINGE = np.array([0.0, -0.02, -0.02])
@@ -29,8 +30,8 @@ _WIDTH, _FRONT, _POWER = (PchipInterpolator(_SECTIONS[:, 0], _SECTIONS[:, i]) fo
 _NECK_WIDTH = PchipInterpolator([-1.95, -1.5, -1.3, -1.0, -0.6, 1.5], [0.78, 0.525, 0.480, 0.470, 0.47, 0.10])
 _NECK_FRONT = PchipInterpolator([-1.95, -1.5, -1.0, -0.6, 1.5], [0.33, 0.26, 0.31, 0.30, 0.0])
 _NOSE_HEIGHT = PchipInterpolator(
-    [-0.36, -0.295, -0.265, -0.235, -0.19, -0.13, 0.0, 0.15, 0.26, 0.34, 0.45],
-    [0.0, 0.010, 0.060, 0.170, 0.238, 0.232, 0.165, 0.098, 0.050, 0.030, 0.0])  # fmt: skip
+    [-0.37, -0.320, -0.285, -0.250, -0.20, -0.13, 0.0, 0.15, 0.26, 0.34, 0.45],
+    [0.0, 0.012, 0.050, 0.115, 0.192, 0.213, 0.165, 0.098, 0.050, 0.030, 0.0])  # fmt: skip
 _NOSE_WIDTH = PchipInterpolator([-0.36, -0.22, -0.15, 0.0, 0.15, 0.30, 0.45], [0.115, 0.105, 0.105, 0.090, 0.078, 0.085, 0.16])
 _HAIRLINE = PchipInterpolator(
     [0.0, 0.30, 0.60, 0.78, 0.92, 1.04, 1.15, 1.28, 1.40, 1.52, 1.66, 1.85, 2.2],
@@ -66,15 +67,15 @@ def brow_middle(along: np.ndarray) -> np.ndarray:
 
 def hairline(azimuth: np.ndarray) -> np.ndarray:
     """Height y above which the skin carries hair."""
-    return _HAIRLINE(np.abs(azimuth))
+    return _HAIRLINE(np.abs(azimuth)) - 0.10 * azimuth * np.exp(-((azimuth / 0.55) ** 2))
 
 
 def _relief(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How far the features stand out of the plain section, along z."""
     nose_width = _NOSE_WIDTH(np.clip(y, -0.36, 0.45))
-    nose = _NOSE_HEIGHT(np.clip(y, -0.36, 0.45)) * np.exp(-(np.abs(x / nose_width) ** 2.0))
-    wings = 0.105 * bump(x, y, 0.118, -0.205, 0.055, 0.062)
-    nostrils = -0.050 * bump(x, y, 0.060, -0.262, 0.034, 0.018)
+    nose = _NOSE_HEIGHT(np.clip(y, -0.37, 0.45)) * np.exp(-(np.abs(x / nose_width) ** 2.0))
+    wings = 0.095 * bump(x, y, 0.125, -0.205, 0.045, 0.055) + 0.030 * bump(x, y, 0, -0.165, 0.085, 0.065)
+    nostrils = -0.045 * bump(x, y, 0.066, -0.258, 0.030, 0.018)
     sockets = -0.095 * bump(x, y, 0.31, 0.225, 0.19, 0.125) - 0.030 * bump(x, y, 0.17, 0.25, 0.06, 0.08)
     balls = 0.058 * bump(x, y, EYE_X, EYE_Y + 0.012, 0.125, 0.088)
     brows = 0.022 * bump(x, y, 0.28, 0.41, 0.24, 0.085) + 0.015 * bump(x, y, 0.0, 0.44, 0.10, 0.09)

@@ -9,7 +9,7 @@ from data_utils.demo_head.face_shape import EYE_HALF, EYE_X, EYE_Y, MOUTH_HALF
 from data_utils.demo_head.mesh import HeadMesh
 
 _JAW = [(80, 0.22), (79, 0.05), (77, -0.13), (74, -0.31), (68, -0.49), (56, -0.66), (40, -0.80), (21, -0.885), (0, -0.925)]  # degrees, y
-_BROW = [1.0, 0.76, 0.50, 0.25, 0.02]  # outer to inner
+_BROW = [1.0, 0.84, 0.62, 0.34, 0.04]  # outer to inner
 _UPPER_OUTER, _LOWER_OUTER, _INNER = (-0.155, -0.070, 0.0, 0.070, 0.155), (0.150, 0.080, 0.0, -0.080, -0.150), (-0.105, 0.0, 0.105)
 
 
@@ -21,7 +21,7 @@ class Landmarks:
         height = [y for row in (_JAW, _JAW[-2::-1]) for _, y in row]
         jaw = shape.skin_point(azimuth, height)
         s = np.array(_BROW)
-        brow_x, brow_y = 0.135 + 0.375 * s, shape.brow_middle(s)
+        brow_x, brow_y = shape.BROW_X + shape.BROW_LENGTH * s, shape.brow_middle(s)
         brows = self._front(np.concatenate([-brow_x, brow_x[::-1]]), np.concatenate([brow_y, brow_y[::-1]]))
         nose = self._front(np.array([0, 0, 0, 0, -0.125, -0.062, 0, 0.062, 0.125]), np.array([0.25, 0.11, -0.03, -0.165, -0.255, -0.275, -0.288, -0.275, -0.255]))
         upper = self._front(np.array(_UPPER_OUTER), shape.lip_top(np.array(_UPPER_OUTER)))

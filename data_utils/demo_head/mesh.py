@@ -64,7 +64,7 @@ def hair_thickness(azimuth: np.ndarray, y: np.ndarray) -> np.ndarray:
     full = 0.045 + 0.115 * smoothstep(0.25, 1.05, y)
     swept = 1 + 0.28 * smoothstep(0.35, -0.45, azimuth) * smoothstep(0.75, 1.0, y)  # combed over from the parting
     clumps = 1 + 0.10 * np.sin(17 * azimuth + 5 * y) * np.sin(7 * azimuth - 9 * y) + 0.06 * np.sin(31 * azimuth - 6 * y)
-    return full * swept * clumps * smoothstep(-0.01, 0.16, over)
+    return full * swept * clumps * smoothstep(-0.03, 0.26, over)
 
 
 def _skin() -> list[Part]:
@@ -86,8 +86,8 @@ def _skin() -> list[Part]:
     steps = np.linspace(0, 1, 6)[:, None]
     for name, sign in (("inner_upper", 1.0), ("inner_lower", -1.0)):
         points = np.repeat(line[None], 6, 0)
-        points[..., 2] -= 0.13 * steps
-        points[..., 1] += sign * 0.045 * steps**1.5 * roll
+        points[..., 2] -= 0.30 * steps
+        points[..., 1] += sign * (0.10 * roll + 0.01) * steps**1.3
         u = np.broadcast_to(line[:, 0] / 0.6 + 0.5, points.shape[:2])
         v = np.broadcast_to(steps, points.shape[:2])
         points, uv, edge = points, np.stack([u, v], -1), jaw_share(line, sign > 0)
@@ -121,7 +121,7 @@ def _curved_strip(name: str, depth: float, half: float, y_top: float, y_bottom: 
 def _mouth() -> list[Part]:
     s, t = np.meshgrid(np.linspace(-1, 1, 25), np.linspace(-1, 1, 25))
     rim = np.maximum(s**2, t**2)
-    hollow = np.stack([0.30 * s, MOUTH_Y - 0.02 - 0.22 * t, 0.80 - 0.42 * (1 - rim) - 0.20 * s**2 - 0.05 * t**2], -1)
+    hollow = np.stack([0.38 * s * (1 - 0.35 * t**2), MOUTH_Y - 0.02 - 0.22 * t, 0.80 - 0.42 * (1 - rim) - 0.20 * s**2 - 0.05 * t**2], -1)
     cavity = Part("cavity", hollow, np.stack([(s + 1) / 2, (t + 1) / 2], -1), smoothstep(-0.6, 0.8, t))
     s, t = np.meshgrid(np.linspace(-1, 1, 21), np.linspace(0, 1, 17))
     tongue_points = np.stack([
@@ -131,8 +131,8 @@ def _mouth() -> list[Part]:
     return [
         cavity,
         tongue,
-        _curved_strip("upper_teeth", 0.905, 0.235, MOUTH_Y + 0.16, MOUTH_Y + 0.012, 0.20, 0.0, 0.012),
-        _curved_strip("lower_teeth", 0.880, 0.205, MOUTH_Y - 0.012, MOUTH_Y - 0.15, 0.20, 1.0),
+        _curved_strip("upper_teeth", 0.905, 0.235, MOUTH_Y + 0.16, MOUTH_Y - 0.028, 0.20, 0.0, 0.020),
+        _curved_strip("lower_teeth", 0.880, 0.205, MOUTH_Y - 0.018, MOUTH_Y - 0.16, 0.20, 1.0),
     ]
 
 
@@ -176,7 +176,7 @@ def _torso() -> list[Part]:
     wide, deep = w[rows], f[rows] - AXIS_Z
     x = wide * np.sin(a)
     # the neckline dips in front and climbs towards the nape
-    dip = 0.13 * np.cos(a) * smoothstep(-2.0, -1.45, y[rows])
+    dip = 0.09 * np.cos(a) * smoothstep(-2.0, -1.45, y[rows])
     fold = 0.012 * np.sin(9 * x + 4 * y[rows]) * smoothstep(-1.55, -1.9, y[rows])
     points = np.stack([x, y[rows] - dip, AXIS_Z - 0.10 + deep * np.cos(a) + fold], -1)
     uv = np.stack([(a + 1.75) / 3.5, rows / (len(y) - 1)], -1)

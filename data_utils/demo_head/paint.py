@@ -29,7 +29,7 @@ def _blend(colour: np.ndarray, over: tuple | np.ndarray, share: np.ndarray) -> N
 
 def _strands(rng: np.random.Generator, height: int, width: int, slant: float) -> np.ndarray:
     """Hair: fine streaks of several widths, running down with a slant (texels of u a texel of v)."""
-    streaks = sum(a * _noise(rng, height, width, *cell) for a, cell in ((1.0, (70, 2.2)), (0.8, (110, 5)), (0.7, (160, 16))))
+    streaks = sum(a * _noise(rng, height, width, *cell) for a, cell in ((1.0, (70, 2.2)), (0.8, (110, 5)), (0.4, (160, 16))))
     v, u = np.mgrid[:height, :width].astype(np.float32)
     bend = slant * v + 10 * np.sin(v / 60)
     return cv2.remap(streaks.astype(np.float32), u + bend, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
@@ -44,22 +44,23 @@ def _skin(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     colour = np.empty((height, width, 3), np.float32)
     colour[:] = SKIN_TONE
     # complexion: rosy cheeks and nose, a yellower forehead, cooler round the mouth and jaw
-    _blend(colour, (214, 132, 112), 0.50 * bump(x, y, 0.42, -0.12, 0.20, 0.18) + 0.55 * bump(x, y, 0, -0.17, 0.13, 0.12))
+    _blend(colour, (214, 132, 112), 0.34 * bump(x, y, 0.42, -0.12, 0.22, 0.20) + 0.30 * bump(x, y, 0, -0.17, 0.13, 0.12))
     _blend(colour, (216, 178, 142), 0.35 * bump(x, y, 0, 0.72, 0.5, 0.22))
     _blend(colour, (188, 146, 128), 0.30 * smoothstep(-0.45, -0.75, y))
     _blend(colour, (178, 118, 104), 0.55 * bump(x, y, shape.EYE_X, 0.235, 0.17, 0.10) * front)
     # blotches, pores, freckles: what optical flow holds on to
-    for cell, strength in ((46, 0.022), (18, 0.022), (7, 0.026), (3, 0.022)):
-        colour *= 1 + strength * _noise(rng, height, width, cell, cell)[..., None]
+    grain = (0.35 + 0.65 * smoothstep(-1.0, -0.8, y))[..., None].astype(np.float32)  # the chart is stretched on the neck
+    for cell, strength in ((46, 0.010), (18, 0.012), (7, 0.018), (3, 0.022)):
+        colour *= 1 + strength * grain * _noise(rng, height, width, cell, cell)[..., None]
     colour[..., 0] *= 1 + 0.02 * _noise(rng, height, width, 30, 30)
     spots = np.zeros((height, width), np.float32)
-    for _ in range(900):
+    for _ in range(750):
         u, v = rng.uniform(0.2, 0.8) * width, (TOP - rng.normal(0.05, 0.42)) / (TOP - BOTTOM) * height
-        cv2.circle(spots, (int(u * 16), int(v * 16)), int(rng.uniform(0.8, 2.9) * 16), float(rng.uniform(0.10, 0.42)), -1, cv2.LINE_AA, 4)
+        cv2.circle(spots, (int(u * 16), int(v * 16)), int(rng.uniform(0.8, 2.6) * 16), float(rng.uniform(0.06, 0.34)), -1, cv2.LINE_AA, 4)
     _blend(colour, (150, 92, 68), cv2.GaussianBlur(spots, (0, 0), 1.1) * smoothstep(-0.95, -0.6, y))
     # baked occlusion
-    dark = 0.62 * bump(x, y, 0.062, -0.252, 0.032, 0.016) + 0.35 * bump(x, y, 0.0, -0.285, 0.13, 0.022)
-    dark += 0.22 * bump(x, y, 0.155, -0.215, 0.022, 0.07) + 0.16 * bump(x, y, 0, -0.645, 0.16, 0.035)
+    dark = 0.80 * bump(x, y, 0.066, -0.254, 0.030, 0.015) + 0.20 * bump(x, y, 0.0, -0.290, 0.12, 0.020)
+    dark += 0.20 * bump(x, y, 0.172, -0.215, 0.018, 0.06) + 0.16 * bump(x, y, 0, -0.645, 0.16, 0.035)
     dark += 0.25 * bump(x, y, 0.195, 0.245, 0.05, 0.055) + 0.14 * bump(x, y, shape.EYE_X, 0.315, 0.16, 0.030)
     dark += 0.10 * bump(x, y, shape.EYE_X - 0.02, 0.13, 0.13, 0.022)
     fold = np.exp(-(((np.abs(x) - (0.205 - 0.32 * (y + 0.25))) / 0.020) ** 2)) * smoothstep(-0.48, -0.38, y) * smoothstep(-0.17, -0.24, y)
@@ -74,25 +75,25 @@ def _skin(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     _lips(rng, colour, classes, x, y, front)
     classes[y < -0.93 + 0.42 * smoothstep(0.2, 1.3, np.abs(a))] = NECK
     # hair over everything, ragged at the line
-    ragged = 0.018 * _noise(rng, height, width, 30, 3) + 0.012 * _noise(rng, height, width, 16, 6)
+    ragged = 0.022 * _noise(rng, height, width, 26, 2.2) + 0.010 * _noise(rng, height, width, 30, 9)
     over = y - shape.hairline(a) + ragged
-    strands = _strands(rng, height, width, 0.35)
-    tone = np.asarray(HAIR_TONE, np.float32) * (1 + 0.26 * strands[..., None]) * (0.72 + 0.38 * smoothstep(0.0, 0.22, over))[..., None]
-    _blend(colour, (96, 58, 44), 0.45 * smoothstep(-0.09, 0.0, over))
-    hair = smoothstep(-0.022, 0.020, over)
+    strands = _strands(rng, height, width, 0.75)
+    tone = np.asarray(HAIR_TONE, np.float32) * (1 + 0.26 * strands[..., None]) * (0.80 + 0.30 * smoothstep(0.0, 0.22, over))[..., None]
+    _blend(colour, (112, 74, 58), 0.42 * smoothstep(-0.10, 0.02, over))
+    hair = smoothstep(-0.040, 0.045, over)
     colour += (np.clip(tone, 8, 200) - colour) * hair[..., None]
     classes[hair > 0.5] = HAIR
     return colour, classes
 
 
 def _brows(rng: np.random.Generator, colour: np.ndarray, classes: np.ndarray, x: np.ndarray, y: np.ndarray, front: np.ndarray) -> None:
-    s = (np.abs(x) - 0.135) / 0.375
+    s = (np.abs(x) - shape.BROW_X) / shape.BROW_LENGTH
     middle = shape.brow_middle(s)
-    thick = 0.040 * (1 - 0.72 * np.clip(s, 0, 1) ** 1.6) * smoothstep(-0.03, 0.12, s) * smoothstep(1.05, 0.85, s)
+    thick = 0.040 * (1 - 0.72 * np.clip(s, 0, 1) ** 1.6) * (0.45 + 0.55 * smoothstep(-0.03, 0.20, s)) * smoothstep(1.05, 0.85, s)
     height, width = x.shape
-    hairs = _noise(rng, height, width, 5, 9) * 0.35 + _noise(rng, height, width, 3, 5) * 0.30
+    hairs = _noise(rng, height, width, 3, 10) * 0.35 + _noise(rng, height, width, 7, 2.5) * 0.35
     inside = smoothstep(1.25, 0.55, np.abs(y - middle) / np.maximum(thick, 1e-4) + 0.25 * hairs) * front * (s > -0.05) * (s < 1.06)
-    _blend(colour, np.asarray(HAIR_TONE) * 0.9, np.clip(inside * (0.78 + 0.22 * hairs), 0, 0.93))
+    _blend(colour, np.asarray(HAIR_TONE) * 0.9, np.clip(inside * (0.74 + 0.20 * hairs) * smoothstep(-0.06, 0.16, s), 0, 0.93))
     classes[(inside > 0.5) & (x < 0)], classes[(inside > 0.5) & (x > 0)] = RIGHT_BROW, LEFT_BROW
 
 

@@ -18,8 +18,8 @@ SUPERSAMPLE = 2
 LEFT_EYE, RIGHT_EYE = CLASS_NAMES.index("left_eye"), CLASS_NAMES.index("right_eye")
 IRIS, PUPIL = 0.060, 0.026
 # direction to the light (camera axes, y up, z to the camera), colour
-LIGHTS = (((-0.50, 0.50, 0.75), (0.92, 0.88, 0.82)), ((0.80, 0.10, 0.55), (0.22, 0.25, 0.30)))
-SKY, GROUND = np.array([0.30, 0.31, 0.33]), np.array([0.17, 0.14, 0.13])
+LIGHTS = (((-0.48, 0.50, 0.75), (0.98, 0.93, 0.86)), ((0.85, 0.10, 0.50), (0.20, 0.23, 0.28)))
+SKY, GROUND = np.array([0.25, 0.26, 0.28]), np.array([0.185, 0.145, 0.13])
 WRAP = np.array([0.34, 0.22, 0.17])  # light bleeding round the shadow's edge, most in the red
 _LINEAR = ((np.arange(256) / 255.0) ** 2).astype(np.float32)  # a gamma of 2: decoding is a table, encoding a square root
 
@@ -72,7 +72,7 @@ class HeadRenderer:
         self._open = np.ones(len(x))
         inside = np.isin(name, ["cavity", "tongue", "upper_teeth", "lower_teeth"])
         self._open[inside] = smoothstep(0.30, 1.05, z[inside]) * 0.95
-        self._open[np.char.startswith(name, "inner")] = smoothstep(0.80, 0.96, z[np.char.startswith(name, "inner")]) * 0.9
+        self._open[np.char.startswith(name, "inner")] = smoothstep(0.66, 0.97, z[np.char.startswith(name, "inner")]) * 0.9
         self._mouth = inside
 
     def render(self, pose: Pose, articulation: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
