@@ -32,9 +32,6 @@ template <class T> SURFEL_FN void add_transposed(const T* m, const T* v, T* out)
   for (int i = 0; i < 3; i++) out[i] += m[i] * v[0] + m[3 + i] * v[1] + m[6 + i] * v[2];
 }
 
-template <class T> struct SurfelInput { const T *mean, *quat, *scale; T opacity; };
-template <class T> struct SurfelGradient { T mean[3], quat[4], scale[2], opacity, screen[2]; };
-
 // The surfel in camera space: what projection computes and its gradient needs again.
 template <class T> struct Frame {
   T q[4], inverse_norm;              // unit quaternion
@@ -116,7 +113,7 @@ SURFEL_FN bool project(const Camera<T>& cam, const SurfelInput<T>& in, T near, i
   rec.log2_opacity = std::log2(in.opacity);
   const T sign = facing(o);
   for (int i = 0; i < 3; i++) rec.normal[i] = sign * o.normal[i];
-  rec.level = 2 * std::log(255 * in.opacity);
+  rec.level = T(1.3862943611198906) * (rec.log2_opacity + T(7.994353436858858));   // 2 ln 2 (log2 o + log2 255)
   T sum = half2[0] + half2[1];
   for (int i = 0; i < 16; i++) sum += (&rec.centre_x)[i];
   if (!(sum - sum == T(0))) return false;

@@ -16,6 +16,9 @@ template <class T> struct Camera {
   T fx, fy, cx, cy;
 };
 
+template <class T> struct SurfelInput { const T *mean, *quat, *scale; T opacity; };
+template <class T> struct SurfelGradient { T mean[3], quat[4], scale[2], opacity, screen[2]; };
+
 // Everything a pixel needs to know about one surfel seen by one camera: 16 numbers.
 // (x', y') = pixel - centre;  w = 1 + g0 x' + g1 y';  u = (m00 x' + m01 y')/w;  v = (m10 x' + m11 y')/w;  depth = z/w.
 template <class T> struct Record {

@@ -25,8 +25,11 @@ template <class T> struct TileJob {
 inline int64_t scratch_size(int channels) { return int64_t(kTilePixels) * (channels + 16) + 16 * channels; }
 
 template <class T> struct Kernels {
-  // Blocks touched by one surfel: writes (tile, block mask) for every tile it touches, returns how many.
-  int (*cover)(const Record<T>&, const Box&, int columns, uint32_t* tiles, uint32_t* blocks);
+  // Projects one surfel and writes (tile, block mask) for every tile it touches; returns how many, and its screen radius (0: culled).
+  int (*place)(const Camera<T>&, const SurfelInput<T>&, T near, int cutoff, int width, int height, Record<T>&, int& radius,
+               uint32_t* tiles, uint32_t* blocks);
+  void (*project_backward)(const Camera<T>&, const SurfelInput<T>&, T near, int width, int height, const T* sums,
+                           SurfelGradient<T>& out);
   // [channel count: kChannelPaths, 0 = any][aux maps or not]
   void (*forward[5][2])(const TileJob<T>&);
   void (*backward[5][2])(const TileJob<T>&);

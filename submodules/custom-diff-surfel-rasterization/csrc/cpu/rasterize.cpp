@@ -176,16 +176,10 @@ template <class T> void prepare(const Call& c, int64_t b, const Kernels<T>& kern
       list.clear();
       for (int64_t n = int64_t(chunk) * kChunk; n < std::min(N, int64_t(chunk + 1) * kChunk); n++) {
         Record<T>& rec = image.records[n];
-        Box box;
         int radius = 0, count = 0;
-        if (project(image.camera, in[n], T(c.near), (int)c.cutoff, (int)c.width, (int)c.height, rec, box, radius) &&
-            all_finite(in.features + n * c.channels, c.channels)) {
-          if (box.x0 <= box.x1 && box.y0 <= box.y1)
-            count = kernels.cover(rec, box, image.columns, tile.data(), blocks.data());
-          if (count == 0 && c.cutoff == kExact) radius = 0;
-        } else {
-          radius = 0;
-        }
+        if (all_finite(in.features + n * c.channels, c.channels))
+          count = kernels.place(image.camera, in[n], T(c.near), (int)c.cutoff, (int)c.width, (int)c.height, rec, radius,
+                                tile.data(), blocks.data());
         if (radii) radii[n] = radius;
         const float depth = (float)rec.z;
         uint32_t bits;
@@ -354,7 +348,7 @@ template <class T> void backward(const Call& c) {
           for (int64_t ch = 0; ch < c.channels; ch++) d_features[n * c.channels + ch] += slot[kGeometrySums + ch];
       }
       SurfelGradient<T> g{};
-      project_backward(image.camera, in[n], T(c.near), (int)c.width, (int)c.height, sums, g);
+      kernels.project_backward(image.camera, in[n], T(c.near), (int)c.width, (int)c.height, sums, g);
       for (int i = 0; i < 3; i++) d_means[3 * n + i] += g.mean[i];
       for (int i = 0; i < 4; i++) d_quats[4 * n + i] += g.quat[i];
       for (int i = 0; i < 2; i++) d_scales[2 * n + i] += g.scale[i];

@@ -10,41 +10,46 @@ namespace SURFEL_NAMESPACE {
 
 // Where |u, v|^2 <= level or the low-pass disc can reach, row by row of pixels, joined into 4x4 blocks.
 template <class T> int cover(const Record<T>& s, const Box& box, int columns, uint32_t* tiles, uint32_t* blocks) {
+  using V = Vec<T>;
+  using M = typename V::Mask;
   const T level = s.level, A = s.m00 * s.m00 + s.m10 * s.m10 - level * s.g0 * s.g0;
   // Row y': A x^2 + 2B x + C <= 0. B is affine in y'; the discriminant is written as a sum of squares of cross products, free of
-  // the cancellation that B^2 - AC has for needles.
-  const T b1 = s.m00 * s.m01 + s.m10 * s.m11 - level * s.g0 * s.g1, b0 = -level * s.g0;
-  const T k0 = s.m00 * s.g1 - s.m01 * s.g0, k1 = s.m10 * s.g1 - s.m11 * s.g0, det = s.m00 * s.m11 - s.m01 * s.m10;
-  const T inverse_a = A > 0 ? T(1) / A : T(0), huge = T(1e6), disc = T(0.5) * level;
-  const T x_low = T(box.x0), x_high = T(box.x1), lowpass = s.centre_x + s.lowpass_x;
+  // the cancellation that B^2 - AC has for needles. A <= 0: the ellipse is unbounded along the row, which is taken whole.
+  const bool bounded = A > 0;
+  const T inverse_a = bounded ? T(1) / A : T(0);
+  const V b1((s.m00 * s.m01 + s.m10 * s.m11 - level * s.g0 * s.g1) * inverse_a), b0(s.centre_x + level * s.g0 * inverse_a);
+  const V m00(s.m00), m10(s.m10), k0(s.m00 * s.g1 - s.m01 * s.g0), k1(s.m10 * s.g1 - s.m11 * s.g0);
+  const V det(s.m00 * s.m11 - s.m01 * s.m10), nowhere(T(1e6)), disc(T(0.5) * level), zero(T(0));
+  const V x_low(T(box.x0)), x_high(T(box.x1)), lowpass(s.centre_x + s.lowpass_x);
+  // Lane i stands for row 4 (i % 4) + i / 4 of the tile, so that a row of blocks is joined lane by lane.
+  alignas(64) T rows[kTile], low[kTile], high[kTile];
+  for (int i = 0; i < kTile; i++) rows[i] = T(4 * (i % 4) + i / 4);
   int count = 0;
   for (int ty = box.y0 / kTile; ty <= box.y1 / kTile; ty++) {
-    alignas(64) T low[kTile], high[kTile];
-    for (int i = 0; i < kTile; i++) {
-      const T row = T(ty * kTile + i), y = row + T(0.5) - s.centre_y;
-      const T c0 = s.m00 + k0 * y, c1 = s.m10 + k1 * y, dy = det * y;
-      const T disc_x2 = disc - (y - s.lowpass_y) * (y - s.lowpass_y);
-      const T discriminant = level * (c0 * c0 + c1 * c1) - dy * dy;
-      const T root = std::sqrt(larger(discriminant, T(0))) * inverse_a, middle = s.centre_x - (b1 * y + b0) * inverse_a;
-      T lo = A > 0 ? (discriminant >= 0 ? middle - root : huge) : -huge;
-      T hi = A > 0 ? (discriminant >= 0 ? middle + root : -huge) : huge;
-      const T r = std::sqrt(larger(disc_x2, T(0)));
-      lo = smaller(lo, disc_x2 >= 0 ? lowpass - r : huge);
-      hi = larger(hi, disc_x2 >= 0 ? lowpass + r : -huge);
-      const bool inside = row >= box.y0 && row <= box.y1;
-      low[i] = inside ? larger(lo - T(0.52), x_low) : huge;       // pixel j is touched when low <= j <= high
-      high[i] = inside ? smaller(hi - T(0.48), x_high) : -huge;
+    for (int i = 0; i < kTile; i += V::L) {
+      const V row = V::load(rows + i) + V(T(ty * kTile)), y = row + V(T(0.5) - s.centre_y);
+      const V c0 = fma(k0, y, m00), c1 = fma(k1, y, m10), dy = det * y, ly = y - V(s.lowpass_y);
+      const V discriminant = V(level) * fma(c0, c0, c1 * c1) - dy * dy, disc_x2 = disc - ly * ly;
+      const V root = square_root(maximum(discriminant, zero)) * V(inverse_a), middle = b0 - b1 * y;
+      const V reach = square_root(maximum(disc_x2, zero));
+      const M crossed = discriminant >= zero, in_disc = disc_x2 >= zero;
+      V lo = minimum(select(in_disc, lowpass - reach, nowhere), select(crossed, middle - root, nowhere));
+      V hi = maximum(select(in_disc, lowpass + reach, negative(nowhere)), select(crossed, middle + root, negative(nowhere)));
+      if (!bounded) {
+        lo = x_low;
+        hi = x_high + V(T(1));
+      }
+      const M inside = (row >= V(T(box.y0))) & (row <= V(T(box.y1)));
+      select(inside, maximum(lo - V(T(0.52)), x_low), nowhere).store(low + i);    // pixel j is touched when low <= j <= high
+      select(inside, minimum(hi - V(T(0.48)), x_high), negative(nowhere)).store(high + i);
     }
     int first[4], final[4];
     for (int k = 0; k < 4; k++) {
-      T lo = low[4 * k], hi = high[4 * k];
-      for (int i = 1; i < 4; i++) {
-        lo = smaller(lo, low[4 * k + i]);
-        hi = larger(hi, high[4 * k + i]);
-      }
-      const bool some = lo <= hi && std::ceil(lo) <= std::floor(hi);
-      first[k] = some ? (int)std::ceil(lo) / kBlock : 1 << 20;
-      final[k] = some ? (int)hi / kBlock : -1;
+      const T lo = smaller(smaller(low[k], low[4 + k]), smaller(low[8 + k], low[12 + k]));
+      const T hi = larger(larger(high[k], high[4 + k]), larger(high[8 + k], high[12 + k]));
+      first[k] = (int)lo + (lo > T((int)lo));                    // ceil: lo >= 0
+      final[k] = hi < T(first[k]) ? -1 : (int)hi / kBlock;
+      first[k] /= kBlock;
     }
     for (int tx = box.x0 / kTile; tx <= box.x1 / kTile; tx++) {
       uint32_t mask = 0;
@@ -58,6 +63,20 @@ template <class T> int cover(const Record<T>& s, const Box& box, int columns, ui
       }
     }
   }
+  return count;
+}
+
+template <class T>
+int place(const Camera<T>& camera, const SurfelInput<T>& in, T near, int cutoff, int width, int height, Record<T>& rec,
+          int& radius, uint32_t* tiles, uint32_t* blocks) {
+  Box box;
+  if (!project(camera, in, near, cutoff, width, height, rec, box, radius)) {
+    radius = 0;
+    return 0;
+  }
+  if (box.x0 > box.x1 || box.y0 > box.y1) return 0;
+  const int count = cover(rec, box, (width + kTile - 1) / kTile, tiles, blocks);
+  if (count == 0 && cutoff == kExact) radius = 0;
   return count;
 }
 
@@ -83,19 +102,42 @@ template <class T> struct BlockGrid {
 
 // Copies between block order and image rows; pixels outside the image are skipped (gather: set to `outside`).
 template <class T, class S> inline void scatter_plane(const TileJob<T>& j, const S* block_order, S* plane) {
-  for (int r = 0; r < kTile && j.tile_y * kTile + r < j.height; r++)
-    for (int c = 0; c < kTile && j.tile_x * kTile + c < j.width; c++)
-      plane[int64_t(j.tile_y * kTile + r) * j.width + j.tile_x * kTile + c] =
-          block_order[(r / 4 * 4 + c / 4) * 16 + r % 4 * 4 + c % 4];
+  const int rows = smaller(kTile, j.height - j.tile_y * kTile), width = smaller(kTile, j.width - j.tile_x * kTile);
+  S* line = plane + int64_t(j.tile_y) * kTile * j.width + j.tile_x * kTile;
+  for (int r = 0; r < rows; r++, line += j.width) {
+    const S* from = block_order + r / 4 * 64 + r % 4 * 4;
+    if (width == kTile) {
+      for (int b = 0; b < 4; b++) std::memcpy(line + 4 * b, from + 16 * b, 4 * sizeof(S));
+    } else {
+      for (int c = 0; c < width; c++) line[c] = from[c / 4 * 16 + c % 4];
+    }
+  }
 }
 template <class T, class S> inline void gather_plane(const TileJob<T>& j, const S* plane, S* block_order, S outside) {
-  for (int r = 0; r < kTile; r++)
-    for (int c = 0; c < kTile; c++) {
-      const int y = j.tile_y * kTile + r, x = j.tile_x * kTile + c;
-      block_order[(r / 4 * 4 + c / 4) * 16 + r % 4 * 4 + c % 4] =
-          y < j.height && x < j.width ? plane[int64_t(y) * j.width + x] : outside;
+  const int rows = smaller(kTile, j.height - j.tile_y * kTile), width = smaller(kTile, j.width - j.tile_x * kTile);
+  if (rows < kTile || width < kTile)
+    for (int i = 0; i < kTilePixels; i++) block_order[i] = outside;
+  const S* line = plane + int64_t(j.tile_y) * kTile * j.width + j.tile_x * kTile;
+  for (int r = 0; r < rows; r++, line += j.width) {
+    S* to = block_order + r / 4 * 64 + r % 4 * 4;
+    if (width == kTile) {
+      for (int b = 0; b < 4; b++) std::memcpy(to + 16 * b, line + 4 * b, 4 * sizeof(S));
+    } else {
+      for (int c = 0; c < width; c++) to[c / 4 * 16 + c % 4] = line[c];
     }
+  }
 }
+
+// Surfels of a tile lie far apart in memory: ask for the ones to come.
+template <class T> [[gnu::always_inline]] inline void prefetch_surfel(const TileJob<T>& j, int k, int channels) {
+  if (k < 0 || k >= j.count) return;
+  const uint32_t id = (uint32_t)j.pairs[k].key;
+  const char* feature = reinterpret_cast<const char*>(j.features + int64_t(id) * channels);
+  __builtin_prefetch(j.records + id);
+  __builtin_prefetch(feature);
+  __builtin_prefetch(feature + sizeof(T) * channels - 1);
+}
+constexpr int kAhead = 6;
 
 // Front to back. T < 0 marks a finished pixel (|T| is its transmittance). Aux maps add five planes and the distortion moments.
 template <class T, int F, bool kAux> void forward_tile(const TileJob<T>& j) {
@@ -123,6 +165,7 @@ template <class T, int F, bool kAux> void forward_tile(const TileJob<T>& j) {
     if (j.tile_x * kTile + b % 4 * kBlock < j.width && j.tile_y * kTile + b / 4 * kBlock < j.height) live |= 1u << b;
 
   for (int k = 0; k < j.count && live; k++) {
+    prefetch_surfel(j, k + kAhead, channels);
     uint32_t blocks = j.pairs[k].blocks & live;
     if (!blocks) continue;
     const uint32_t id = (uint32_t)j.pairs[k].key;
@@ -299,6 +342,7 @@ template <class T, int F, bool kAux> void backward_tile(const TileJob<T>& j) {
 
   const BlockGrid<T> grid(j.tile_x * kTile, j.tile_y * kTile);
   for (int k = j.count - 1; k >= 0; k--) {
+    prefetch_surfel(j, smaller(k, tile_last) - kAhead, channels);
     T* const slot = j.slots + int64_t(j.pairs[k].slot) * j.slot_stride;
     uint32_t blocks = k < tile_last ? j.pairs[k].blocks : 0;
     const uint32_t id = (uint32_t)j.pairs[k].key;
@@ -388,7 +432,8 @@ template <class T, int F, bool kAux> void backward_tile(const TileJob<T>& j) {
 
 template <class T> const Kernels<T>* kernels() {
   static const Kernels<T> table = {
-      cover<T>,
+      place<T>,
+      project_backward<T>,
       {{forward_tile<T, 0, false>, forward_tile<T, 0, true>},
        {forward_tile<T, 3, false>, forward_tile<T, 3, true>},
        {forward_tile<T, 4, false>, forward_tile<T, 4, true>},

@@ -51,6 +51,10 @@ template <class T> struct Vec {
   friend Vec fma(Vec a, Vec b, Vec c) { return Vec(a.r * b.r + c.r); }
   friend Vec reciprocal(Vec a) { return Vec(Reg{} + T(1)) / a; }
   friend Vec operator/(Vec a, Vec b) { return Vec(a.r / b.r); }
+  friend Vec square_root(Vec a) {
+    for (int i = 0; i < L; i++) a.r[i] = std::sqrt(a.r[i]);
+    return a;
+  }
   static bool any(Mask m) {
     Int s = 0;
     for (int i = 0; i < L; i++) s |= m[i];
@@ -107,6 +111,7 @@ template <> struct Vec<float> {
   friend Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.r, b.r); }
   friend Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.r, b.r); }
   friend Vec operator/(Vec a, Vec b) { return _mm512_div_ps(a.r, b.r); }
+  friend Vec square_root(Vec a) { return _mm512_sqrt_ps(a.r); }
   friend Mask operator<(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.r, b.r, _CMP_LT_OQ); }
   friend Mask operator<=(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.r, b.r, _CMP_LE_OQ); }
   friend Mask operator>(Vec a, Vec b) { return _mm512_cmp_ps_mask(a.r, b.r, _CMP_GT_OQ); }
@@ -147,6 +152,7 @@ template <> struct Vec<float> {
   friend Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.r, b.r); }
   friend Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.r, b.r); }
   friend Vec operator/(Vec a, Vec b) { return _mm256_div_ps(a.r, b.r); }
+  friend Vec square_root(Vec a) { return _mm256_sqrt_ps(a.r); }
   friend Mask operator<(Vec a, Vec b) { return {_mm256_cmp_ps(a.r, b.r, _CMP_LT_OQ)}; }
   friend Mask operator<=(Vec a, Vec b) { return {_mm256_cmp_ps(a.r, b.r, _CMP_LE_OQ)}; }
   friend Mask operator>(Vec a, Vec b) { return {_mm256_cmp_ps(a.r, b.r, _CMP_GT_OQ)}; }
