@@ -1,11 +1,22 @@
 """The metrics give known values on pictures and curves whose answer is known."""
 
+import itertools
+import json
+
+import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_dataset import write_tiny_dataset
 
+import metrics
+from scene.talking_dataset_readers import TalkingDatasetReader
+from utils import model_store
 from utils.constants import CLOTH, HAIR, HEAD_CLASSES, NECK, PART_CLASSES, SKIN
-from utils.image_metrics import correlation_and_lag, jitter, lip_opening, lmd, masked_error, neck_ring, psnr, ssim
+from utils.files import write_json
+from utils.image import write_rgb
+from utils.image_metrics import correlation_and_lag, inter_ocular, jitter, lip_opening, lmd, masked_error, neck_ring, psnr, ssim
+from utils.video import read_frames
 
 
 def picture(seed=0, size=48, batch=2):
@@ -91,13 +102,23 @@ def test_a_mouth_that_never_moves_has_no_correlation():
     assert np.isnan(value) and lag == 0
 
 
-def test_jitter_sees_shaking_and_not_steady_motion():
-    steady = face() + np.arange(60)[:, None, None] * 1.5
-    assert jitter(steady) == pytest.approx(0, abs=1e-9)
-    shaking = steady + 0.25 * (-1.0) ** np.arange(60)[:, None, None] * np.array([1.0, 0.0])
-    assert jitter(shaking) == pytest.approx(1.0)
-    shaking[10] = np.nan
-    assert jitter(shaking) == pytest.approx(1.0)
+def test_jitter_measures_shaking_and_not_steady_motion():
+    texture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (240, 320), np.uint8), (0, 0), 3)
+    texture = cv2.cvtColor(cv2.normalize(texture, None, 0, 255, cv2.NORM_MINMAX), cv2.COLOR_GRAY2RGB)
+
+    def film(places):
+        """A textured face whose place is given by `places` (F,), pixels to the right."""
+        moves = [cv2.warpAffine(texture, np.float32([[1, 0, x], [0, 1, 0]]), (320, 240)) for x in places]
+        return moves, face(len(places)) + np.array([100.0, 100.0]) + np.stack([places, 0 * places], 1)[:, None]
+
+    steady = 1.3 * np.arange(12.0)
+    assert jitter(*film(steady)) < 0.1
+    shaking = steady + 0.25 * (-1.0) ** np.arange(12)  # second difference 4 x 0.25
+    frames, marks = film(shaking)
+    assert jitter(frames, marks) == pytest.approx(1.0, abs=0.1)
+    marks[5] = np.nan
+    assert jitter(frames, marks) == pytest.approx(1.0, abs=0.1)
+    assert np.isnan(jitter(frames[:2], marks))
 
 
 def test_the_neck_ring_lies_where_the_head_meets_the_body():
@@ -118,3 +139,92 @@ def test_the_error_in_a_mask_is_that_of_its_pixels_only():
     mask[..., 2:4] = 1
     assert float(masked_error(x, y, mask)) == pytest.approx(51)
     assert torch.isnan(masked_error(x, y, mask * 0)).all()
+
+
+# -- the program -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rendered(tmp_path):
+    """A model folder whose rendered test frames are the filmed ones, but for noise of 10 / 255 in the last."""
+    dataset = write_tiny_dataset(tmp_path / "data 数据")
+    reader = TalkingDatasetReader(dataset.root)
+    folder, ids = tmp_path / "model" / "test" / "ours_30", reader.splits["train"][:9]
+    for k, i in enumerate(ids):
+        filmed = reader.image(i)
+        write_rgb(folder / "gt" / f"{k:05d}.png", filmed)
+        noise = np.random.default_rng(0).normal(0, 10, filmed.shape) * (k == 8)
+        write_rgb(folder / "renders" / f"{k:05d}.png", np.clip(filmed + noise, 0, 255).astype(np.uint8))
+    write_json(folder / "frames.json", {"ids": ids, "iteration": 30, "part": "head", "feather": 0.0,
+                                        "source_path": str(dataset.root), "audio_encoder": "mel"})  # fmt: skip
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def talking(monkeypatch):
+    """Landmarks of a mouth that moves; the rendered one a frame late. The last frame has no face."""
+    opening = 0.1 + 0.05 * np.sin(np.arange(9) * 1.3)
+
+    def find(folder, count, label):
+        marks = face(count, scale=20.0, opening=np.roll(opening, 1) if folder.name == "renders" else opening) + 22
+        marks[-1] = np.nan
+        return marks
+
+    monkeypatch.setattr(metrics, "find_landmarks", find)
+
+
+@pytest.fixture
+def needs_stlpips():
+    if model_store.find("stlpips_alex") is None:
+        pytest.skip("needs the ST-LPIPS weights (python -m utils.model_store fetch stlpips_alex)")
+
+
+def test_results_hold_every_metric_and_the_protocol_they_were_taken_under(rendered, talking, needs_stlpips, capsys):
+    metrics.main(["-m", str(rendered), "--device", "cpu"])
+    results = json.loads((rendered / "results.json").read_text())["ours_30"]
+    views = json.loads((rendered / "per_view.json").read_text())["ours_30"]
+    assert views["PSNR"]["00000.png"] == 100 and views["PSNR"]["00008.png"] == pytest.approx(28.3, abs=0.7)
+    assert results["PSNR"] == pytest.approx(np.mean(list(views["PSNR"].values())), abs=1e-4)
+    assert views["SSIM"]["00000.png"] == pytest.approx(1, abs=1e-5) and views["SSIM"]["00008.png"] < 0.9
+    assert views["STLPIPS_alex"]["00000.png"] == 0 < views["STLPIPS_alex"]["00008.png"]
+    assert views["Seam"]["00000.png"] == 0 < views["Seam"]["00008.png"] < 12 and results["Seam_true_head"] >= 0
+    assert results["LipLag"] == 1 and results["LipCorrelation"] < 0.9 and views["LMD"]["00008.png"] is None
+    assert 0 <= results["Jitter_gt"] < 3 and 0 <= results["Jitter"] < 3 and results["FacesFound"] == pytest.approx(8 / 9, abs=1e-5)
+    protocol = results["protocol"]
+    assert protocol["frames"] == 9 and protocol["split"] == "test" and protocol["iteration"] == 30
+    assert "never re-encoded" in protocol["pictures"] and "full frame" in protocol["region"] and protocol["machine"]
+    printed = capsys.readouterr().out
+    assert all(name in printed for name, *_ in metrics.TABLE) and "9 frames" in printed
+
+
+def test_results_of_other_iterations_stay(rendered, talking, needs_stlpips):
+    write_json(rendered / "results.json", {"ours_10": {"PSNR": 20.0}})
+    metrics.main(["-m", str(rendered), "--iteration", "30", "--device", "cpu"])
+    results = json.loads((rendered / "results.json").read_text())
+    assert results["ours_10"] == {"PSNR": 20.0} and results["ours_30"]["PSNR"] > 28
+
+
+def test_frames_that_were_not_rendered_to_the_end_are_refused_with_the_command_that_does(rendered, capsys):
+    for arguments in (["--iteration", "40"], ["--split", "train"]):
+        with pytest.raises(SystemExit) as stop:
+            metrics.main(["-m", str(rendered), *arguments])
+        assert stop.value.code == 2 and "render.py" in capsys.readouterr().err
+    (rendered / "test/ours_30/frames.json").unlink()
+    with pytest.raises(SystemExit) as stop:
+        metrics.main(["-m", str(rendered)])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "render.py -m" in said and said.count("\n") == 1
+
+
+def test_landmarks_are_found_on_real_frames_and_follow_their_shift(shared, tmp_path):
+    if model_store.find("face_landmarker") is None:
+        pytest.skip("needs the face landmarker (python -m utils.model_store fetch face_landmarker)")
+    frames = itertools.islice(read_frames(shared / "videos" / "dfrf_cnn2_25fps.mp4"), 6)
+    for k, frame in enumerate(frames):
+        write_rgb(tmp_path / "a" / f"{k:05d}.png", frame)
+        write_rgb(tmp_path / "b" / f"{k:05d}.png", np.roll(frame, 8, axis=1))
+    a, b = (metrics.find_landmarks(tmp_path / name, 6, name) for name in "ab")
+    assert np.isfinite(a).all() and np.median((b - a)[..., 0]) == pytest.approx(8, abs=0.5)
+    assert 100 < inter_ocular(a).mean() < 300
+    write_rgb(tmp_path / "c" / "00000.png", np.full((64, 64, 3), 90, np.uint8))
+    assert np.isnan(metrics.find_landmarks(tmp_path / "c", 1, "c")).all()

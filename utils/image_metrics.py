@@ -6,6 +6,9 @@ Landmarks are (F, 68, 2) pixels in the iBUG order, NaN rows where no face was fo
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 import torch
@@ -111,15 +114,27 @@ def correlation_and_lag(rendered: np.ndarray, true: np.ndarray, reach: int = 5) 
     return correlation(0), best
 
 
-def jitter(landmarks: np.ndarray) -> float:
-    """Mean length (pixels) of the second difference of the rigid landmarks: what shakes, steady motion left out.
+def jitter(frames: Iterable[np.ndarray], landmarks: np.ndarray) -> float:
+    """Mean length (pixels) of the second difference of the head's motion: what shakes, steady motion left out.
 
-    Only runs of three frames in which the face was found count; NaN if there is none.
+    frames: (H, W, 3) uint8, consecutive; landmarks (F, 68, 2) say where the rigid points lie. Their motion to the next and
+    from the last frame is measured on the pictures (pyramidal Lucas-Kanade), since a detector shakes by itself more than a
+    head does; of the points of a frame the median counts, so that a blink does not. NaN if there are no three frames.
     """
-    rigid = landmarks[:, RIGID_LANDMARKS]
-    second = rigid[2:] - 2 * rigid[1:-1] + rigid[:-2]
-    lengths = np.linalg.norm(second, axis=-1)
-    return float(np.nanmean(lengths)) if np.isfinite(lengths).any() else float("nan")
+    lengths, grey = [], collections.deque(maxlen=3)
+    for k, frame in enumerate(frames):
+        grey.append(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+        points = landmarks[k - 1, RIGID_LANDMARKS].astype(np.float32)
+        if k < 2 or not np.isfinite(points).all():
+            continue
+        window = max(9, round(0.15 * float(inter_ocular(landmarks[k - 1 : k])[0])))
+        options = {"winSize": (window, window), "maxLevel": 3, "criteria": (3, 30, 0.005)}
+        last, seen_last, _ = cv2.calcOpticalFlowPyrLK(grey[1], grey[0], points, None, **options)
+        following, seen_following, _ = cv2.calcOpticalFlowPyrLK(grey[1], grey[2], points, None, **options)
+        seen = (seen_last & seen_following)[:, 0] == 1
+        if seen.any():
+            lengths.append(np.median(np.linalg.norm((last + following - 2 * points)[seen], axis=-1)))
+    return float(np.mean(lengths)) if lengths else float("nan")
 
 
 def neck_ring(classes: np.ndarray, part: tuple[int, ...], radius: int) -> np.ndarray:

@@ -1,0 +1,172 @@
+"""Measure the rendered test frames against what was filmed: results.json and per_view.json in the model folder.
+
+    python render.py -m model/x --skip_train
+    python metrics.py -m model/x
+
+Reads the PNG frames that render.py wrote, which no codec has touched. Lip opening, its lag and the jitter are measured on
+both sides with the same landmark detector, and the filmed frames' own jitter stands beside ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data_utils.landmarks import FaceLandmarker, to_68
+from gaussian_renderer.compositing import composite, from_bytes
+from scene.talking_dataset_readers import TalkingDatasetReader
+from utils import image_metrics as measure
+from utils.constants import IMAGE_SIZE, PART_CLASSES
+from utils.device import choose_device
+from utils.errors import UserError, command_line
+from utils.files import read_json, write_json
+from utils.image import read_rgb
+from utils.perceptual import PerceptualLoss
+from utils.pipeline import prefetch
+from utils.progress import progress
+
+BATCH = 4
+RING = 6  # half width of the neck ring, pixels at 512
+# name, unit, better; the rest of a line of the table is the value
+TABLE = (
+    ("PSNR", "dB", "higher"), ("PSNR_head", "dB", "higher"), ("SSIM", "", "higher"), ("STLPIPS_alex", "", "lower"),
+    ("LMD_px", "px", "lower"), ("LMD", "eye distances", "lower"), ("LipCorrelation", "", "higher"), ("LipLag", "frames", "0"),
+    ("Jitter", "px", "lower"), ("Jitter_gt", "px", "the filmed frames' own"), ("Seam", "of 255", "lower"),
+    ("Seam_true_head", "of 255", "the filmed head put on the same way"), ("FacesFound", "share", "1"),
+)  # fmt: skip
+
+
+def rendered_folder(model: Path, split: str, iteration: int) -> Path:
+    """<model>/<split>/ours_N with a complete set of frames; iteration -1 is the latest. Raises UserError if there is none."""
+    found = {int(path.parent.name[5:]): path.parent for path in model.glob(f"{split}/ours_*/frames.json")
+             if re.fullmatch(r"ours_\d+", path.parent.name)}  # fmt: skip
+    wanted = max(found, default=None) if iteration < 0 else iteration
+    if wanted not in found:
+        more = "--skip_train" if split == "test" else "--skip_test --pictures"
+        raise UserError(f"{model} holds no complete {split} frames{'' if iteration < 0 else f' of iteration {iteration}'}; "
+                        f"run render.py -m {model} {more}")  # fmt: skip
+    return found[wanted]
+
+
+def find_landmarks(folder: Path, count: int, label: str) -> np.ndarray:
+    """(F, 68, 2) pixels of the largest face in 00000.png, 00001.png, ...; NaN where none is found."""
+    marks = np.full((count, 68, 2), np.nan)
+    with FaceLandmarker(video=True) as landmarker:
+        for k, image in enumerate(prefetch(lambda k: read_rgb(folder / f"{k:05d}.png"), progress(range(count), label=label))):
+            faces = landmarker.detect(image)
+            if faces:
+                marks[k] = to_68(max(faces, key=lambda face: face.height).points)
+    return marks
+
+
+def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, device: torch.device) -> dict[str, np.ndarray]:
+    """Per-frame values (F,) of everything measured on pixels."""
+    perceptual = PerceptualLoss("alex").to(device)
+    part = PART_CLASSES[facts["part"]]
+    radius = max(1, round(RING * reader.width / IMAGE_SIZE))
+
+    def load(start: int) -> tuple[torch.Tensor, ...]:
+        numbers = range(start, min(start + BATCH, len(facts["ids"])))
+        ids = [facts["ids"][k] for k in numbers]
+        pictures = [np.stack([read_rgb(folder / kind / f"{k:05d}.png") for k in numbers]) for kind in ("renders", "gt")]
+        classes = [reader.parsing(i) for i in ids]
+        masks = [np.stack([np.isin(c, PART_CLASSES["head"]) for c in classes]), np.stack([np.isin(c, part) for c in classes]),
+                 np.stack([measure.neck_ring(c, part, radius) for c in classes])]  # fmt: skip
+        backdrops = np.stack([reader.backdrop(i) for i in ids])
+        return *(torch.from_numpy(p) for p in (*pictures, backdrops)), *(torch.from_numpy(m)[:, None].float() for m in masks)
+
+    values: dict[str, list[np.ndarray]] = {}
+    starts = progress(range(0, len(facts["ids"]), BATCH), label="pictures", unit="batch")
+    for batch in prefetch(load, starts, ahead=2):
+        rendered, true, backdrop = (from_bytes(pictures.to(device)) for pictures in batch[:3])
+        head, shape, ring = (mask.to(device) for mask in batch[3:])
+        true_head = composite(true * shape, shape, backdrop, facts["feather"])
+        for name, value in {
+            "PSNR": measure.psnr(rendered, true),
+            "PSNR_head": measure.psnr(rendered, true, head),
+            "SSIM": measure.ssim(rendered, true),
+            "STLPIPS_alex": perceptual(rendered, true),
+            "Seam": measure.masked_error(rendered, true, ring),
+            "Seam_true_head": measure.masked_error(true_head, true, ring),
+        }.items():
+            values.setdefault(name, []).append(value.cpu().numpy())
+    return {name: np.concatenate(parts) for name, parts in values.items()}
+
+
+def face_metrics(folder: Path, count: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """Per-frame and whole-clip values of the landmarks on our frames and the filmed ones."""
+    rendered, true = (find_landmarks(folder / kind, count, f"landmarks ({kind})") for kind in ("renders", "gt"))
+    pixels, relative = measure.lmd(rendered, true)
+    openings = measure.lip_opening(rendered), measure.lip_opening(true)
+    correlation, lag = measure.correlation_and_lag(*openings)
+    frames = {"LMD_px": pixels, "LMD": relative, "LipOpening": openings[0], "LipOpening_gt": openings[1]}
+    clip = {"LipCorrelation": correlation, "LipLag": lag, "FacesFound": float(np.isfinite(rendered[:, 0, 0]).mean())}
+    for name, kind, marks in (("Jitter", "renders", rendered), ("Jitter_gt", "gt", true)):
+        clip[name] = measure.jitter(prefetch(lambda k, kind=kind: read_rgb(folder / kind / f"{k:05d}.png"), range(count)), marks)
+    return frames, clip
+
+
+def evaluate(model: Path, split: str = "test", iteration: int = -1, source: Path | None = None,
+             device: torch.device | str = "cpu") -> dict:  # fmt: skip
+    """Measure, write results.json and per_view.json, and return this iteration's results. Raises UserError."""
+    folder = rendered_folder(model, split, iteration)
+    facts = read_json(folder / "frames.json")
+    reader = TalkingDatasetReader(source or facts["source_path"], facts["audio_encoder"])
+    with torch.inference_mode():
+        frames = picture_metrics(folder, facts, reader, torch.device(device))
+    of_faces, clip = face_metrics(folder, len(facts["ids"]))
+    frames |= of_faces
+    means = {name: float(np.nanmean(value)) if np.isfinite(value).any() else float("nan") for name, value in frames.items()}
+    results = {name: _plain((means | clip)[name]) for name, *_ in TABLE}
+    results["protocol"] = {
+        "frames": len(facts["ids"]), "split": split, "iteration": facts["iteration"], "size": [reader.width, reader.height],
+        "pictures": "raw frames (PNG), never re-encoded; head with feather "
+                    f"{facts['feather']} px at 512 over torso and background plate, against the filmed frames",
+        "region": "full frame; PSNR_head: head classes of parsing/ (face, hair, ears, hat); Seam: within "
+                  f"{RING} px (at 512) of both the rendered part ({facts['part']}) and the body",
+        "averages": "mean over frames of each frame's value; correlation, lag and jitter over the clip",
+        "landmarks": "MediaPipe FaceLandmarker on both sides, 68 of its points",
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {_name(torch.device(device))}, torch {torch.__version__}",
+    }  # fmt: skip
+    names = [f"{k:05d}.png" for k in range(len(facts["ids"]))]
+    per_view = {name: dict(zip(names, map(_plain, value.tolist()), strict=True)) for name, value in frames.items()}
+    key = folder.name if split == "test" else f"{folder.name}_{split}"
+    for path, value in ((model / "results.json", results), (model / "per_view.json", per_view)):
+        write_json(path, (read_json(path) if path.exists() else {}) | {key: value})
+    return results
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no NaN."""
+    return None if value is None or np.isnan(value) else round(value, 6)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU used"
+
+
+@command_line
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model_path", type=Path, required=True, help="model folder whose rendered frames are measured")
+    parser.add_argument("-s", "--source_path", type=Path, help="data set folder (default: the one that was rendered)")
+    parser.add_argument("--iteration", type=int, default=-1, help="which rendering (default: the latest iteration)")
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="which frames (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    args = parser.parse_args(argv)
+    results = evaluate(args.model_path, args.split, args.iteration, args.source_path, choose_device(args.device))
+    protocol = results["protocol"]
+    print(f"{args.model_path}, {args.split} split, iteration {protocol['iteration']}, {protocol['frames']} frames, raw pictures")
+    for name, unit, better in TABLE:
+        value = "none" if results[name] is None else f"{results[name]:.4g}"
+        print(f"  {name:15} {value:>8} {unit:14} {better}")
+
+
+if __name__ == "__main__":
+    main()
