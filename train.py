@@ -24,7 +24,7 @@ from scene.dataset import Batch, TrainingSet
 from scene.gaussian_model import GaussianModel
 from scene.initial_points import read_face
 from utils.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from utils.device import choose_device
+from utils.device import choose_device, keep_freed_memory
 from utils.errors import UserError, command_line
 from utils.image_metrics import psnr
 from utils.losses import AttentionRegions, image_losses
@@ -188,6 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     config = arguments.merge(parser.parse_args(argv))
     if not config.source_path:
         raise UserError("give the data set to learn from: python train.py -s data/<name>")
+    keep_freed_memory()
     Trainer(config).fit()
 
 

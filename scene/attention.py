@@ -24,7 +24,7 @@ class TokenAttention(nn.Module):
         self.out = nn.Linear(d_model, d_model)
         self.norm_attention = nn.LayerNorm(d_model)
         self.norm_hidden = nn.LayerNorm(d_model)
-        self.hidden = nn.Sequential(nn.Linear(d_model, hidden), nn.ReLU(), nn.Linear(hidden, d_model))
+        self.hidden = nn.Sequential(nn.Linear(d_model, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, d_model))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -25,11 +25,10 @@ class Surfels:
 
 
 class ResidualHeads(nn.Module):
-    """Linear-ReLU-Linear for each named output; the first layers run as one product. Starts near zero."""
+    """ReLU-Linear-ReLU-Linear for each named output, run as two products over all of them. Starts near zero."""
 
     def __init__(self, width: int, hidden: int, outputs: dict[str, int]):
         super().__init__()
-        self.hidden = hidden
         self.first = nn.Linear(width, hidden * len(outputs))
         self.last = nn.ModuleDict({name: nn.Linear(hidden, size) for name, size in outputs.items()})
         for layer in self.last.values():
@@ -38,8 +37,12 @@ class ResidualHeads(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(..., width) -> name -> (..., size)."""
-        hidden = self.first(x.relu()).relu().split(self.hidden, -1)
-        return {name: layer(h) for (name, layer), h in zip(self.last.items(), hidden, strict=True)}
+        layers = self.last.values()
+        # the last layers are small, so one block-diagonal product beats slicing the wide hidden tensor
+        weight = torch.block_diag(*(layer.weight for layer in layers))
+        bias = torch.cat([layer.bias for layer in layers])
+        out = nn.functional.linear(self.first(x.relu()).relu_(), weight, bias)
+        return dict(zip(self.last, out.split([layer.out_features for layer in layers], -1), strict=True))
 
 
 class Deformation(nn.Module):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 
 from utils.errors import UserError
@@ -26,3 +29,15 @@ def choose_device(name: str = "auto") -> torch.device:
     if int(index or 0) >= count:
         raise UserError(f"--device {name}: this machine has {count} GPU{'s' if count > 1 else ''}, counted from cuda:0")
     return torch.device("cuda", int(index or 0))
+
+
+def keep_freed_memory() -> None:
+    """On Linux, let the C library keep large freed blocks instead of returning each to the kernel.
+
+    A CPU training step frees and takes hundreds of megabytes; without this a third of its time goes to page faults.
+    Elsewhere nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD

@@ -53,5 +53,5 @@ def read_mesh(path: Path) -> Mesh:
         )
         faces = np.stack(data["face"]["vertex_indices"]).astype(np.int32) if "face" in data else np.zeros((0, 3), np.int32)
     except (ValueError, KeyError, PlyParseError, EOFError) as error:
-        raise UserError(f"{path} is damaged or no coloured mesh with normals ({error}); run the stage that writes it again") from None
+        raise UserError(f"{path} is damaged or no coloured mesh with normals ({error}); make it again") from None
     return Mesh(points, normals, colours / 255.0, faces)
