@@ -51,7 +51,7 @@ def inspect(video: Path, size: int, scale: float) -> Inspection:
     video = Path(video)
     info = probe(video)
     result = Inspection({"width": info.width, "height": info.height, "fps": round(info.fps, 3), "seconds": round(info.duration, 2)})
-    _judge_audio(result, video, info.has_audio)
+    judge_audio(result, video, info.has_audio)
     if info.has_audio and abs(info.audio_offset) > 1 / FPS:
         result.facts["audio_offset_seconds"] = round(info.audio_offset, 3)
     times, faces, scenes = _sample(video, result)
@@ -62,7 +62,7 @@ def inspect(video: Path, size: int, scale: float) -> Inspection:
         result.warnings.append(f"the clip is only {seconds:.0f} s long: sounds it lacks will be guessed; 2 to 5 minutes are best")
     if any(faces):
         _judge_faces(result, faces, info.width, info.height, size, scale)
-        _judge_scene(result, scenes, faces, info.width)
+        judge_scene(result, scenes, faces, info.width)
     else:
         result.fatal.append(f"no face is seen in any of {len(times)} sampled frames; give a clip of one person facing the camera")
     return result
@@ -135,7 +135,7 @@ def _overlap(a: Face, b: Face) -> bool:
     return bool((high - low > 0.3 * min(a.height, b.height)).all())
 
 
-def _judge_audio(result: Inspection, video: Path, has_audio: bool) -> None:
+def judge_audio(result: Inspection, video: Path, has_audio: bool) -> None:
     if not has_audio:
         result.fatal.append("it has no audio track, and the mouth is learned from the sound; add the recording's sound")
         return
@@ -168,7 +168,7 @@ def _judge_faces(result: Inspection, faces: list[list[Face]], width: int, height
         result.problems.append(f"a face is seen in only {seen} of {len(mains)} sampled frames; cut the clip to where it is")
     elif seen < len(mains):
         result.warnings.append(f"{len(mains) - seen} of {len(mains)} sampled frames show no face; such frames are left out")
-    _judge_second(result, mains, others, crop)
+    _judge_second(result, mains, others)
     if tall < FACE_PIXELS:
         result.problems.append(f"the face is only {tall:.0f} pixels high; at least {FACE_PIXELS} are needed: film closer")
     elif tall < SMALL_FACE or crop.side < 0.6 * crop.size:
@@ -197,19 +197,16 @@ def split_main(faces: list[list[Face]]) -> tuple[list[Face | None], list[list[Fa
     return mains, [[f for f in fs if f is not main] for fs, main in zip(faces, mains, strict=True)]
 
 
-def _judge_second(result: Inspection, mains: list[Face | None], others: list[list[Face]], crop: Crop) -> None:
-    """A second face of like size in the window cannot be told apart; a small one or one outside only deserves a word."""
-    near = far = 0
-    for main, rest in zip(mains, others, strict=True):
-        like = [face for face in rest if main is not None and face.height >= SAME_SIZE * main.height]
-        near += any(_share_inside(face, crop) > 0.5 for face in like)
-        far += bool(rest)
-    seen = sum(main is not None for main in mains)
-    if near > 0.1 * seen:
-        result.problems.append(f"two faces of like size are seen in {near} of {seen} sampled frames; "
-                               "crop the video to one person")  # fmt: skip
-    elif far:
-        result.warnings.append(f"a second face is seen in {far} of {seen} sampled frames; the main one is followed")
+def _judge_second(result: Inspection, mains: list[Face | None], others: list[list[Face]]) -> None:
+    """With a second face of like size nobody knows who speaks, even if the window leaves it out; a smaller one is a passer-by."""
+    beside = [(main, rest) for main, rest in zip(mains, others, strict=True) if main is not None]
+    like = sum(any(face.height >= SAME_SIZE * main.height for face in rest) for main, rest in beside)
+    any_size = sum(bool(rest) for _, rest in beside)
+    if like > 0.1 * len(beside):
+        result.problems.append(f"two faces of like size are seen in {like} of {len(beside)} sampled frames, and one "
+                               "speaker is needed; crop the video to one person")  # fmt: skip
+    elif any_size:
+        result.warnings.append(f"a second face is seen in {any_size} of {len(beside)} sampled frames; the main one is followed")
 
 
 def _share_inside(face: Face, crop: Crop) -> float:
@@ -218,7 +215,7 @@ def _share_inside(face: Face, crop: Crop) -> float:
     return float(((xy >= 0) & (xy <= crop.side)).all(1).mean())
 
 
-def _judge_scene(result: Inspection, scenes: Sequence[np.ndarray], faces: Sequence[list[Face]], width: int) -> None:
+def judge_scene(result: Inspection, scenes: Sequence[np.ndarray], faces: Sequence[list[Face]], width: int) -> None:
     """Scene cuts, by the likeness of successive samples that show a face (no fade from black); else camera motion, by tracking
     what is not the person."""
     scenes, faces = zip(*[(scene, seen) for scene, seen in zip(scenes, faces, strict=True) if seen], strict=True)

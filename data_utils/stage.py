@@ -82,7 +82,8 @@ def run_stage(stage: Stage, folder: DatasetFolder, options: argparse.Namespace) 
     if options.force or not begun.exists() or read_json(begun) != key:
         _remove_frames(stage, folder)
     stage.record_path(folder).unlink(missing_ok=True)
-    write_json(begun, key)
+    if stage.outputs:  # a stage that writes nothing leaves nothing behind when it refuses a clip, not even a folder
+        write_json(begun, key)
     reset = _reset_peak_memory()
     start = time.monotonic()
     facts = json.loads(json.dumps(stage.load().run(folder, options), default=_plain))
@@ -97,7 +98,7 @@ def run_stage(stage: Stage, folder: DatasetFolder, options: argparse.Namespace) 
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S"),
     }  # fmt: skip
     write_json(stage.record_path(folder), record)
-    begun.unlink()
+    begun.unlink(missing_ok=True)
     return record
 
 

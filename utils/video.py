@@ -49,7 +49,7 @@ def probe(path: Path) -> VideoInfo:
         except av.FFmpegError as error:
             raise UserError(f"{path} cannot be decoded ({error.strerror}); export it again as H.264 mp4") from None
         if first is None:
-            raise UserError(f"{path} holds no decodable picture; export it again as H.264 mp4")
+            raise UserError(f"{path} holds no decodable picture: it is truncated or damaged; export it again as H.264 mp4")
         width, height = first.width, first.height
         if first.rotation % 180:
             width, height = height, width
@@ -110,7 +110,7 @@ def _packet_times(path: Path, container: av.container.InputContainer, stream: av
     except av.FFmpegError as error:
         raise UserError(f"{path} is damaged ({error.strerror}); export it again") from None
     if not times or not keys:
-        raise UserError(f"{path} holds no decodable picture; export it again as H.264 mp4")
+        raise UserError(f"{path} holds no decodable picture: it is truncated or damaged; export it again as H.264 mp4")
     promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
     held = end - min(times)
     if held < promised - max(0.25, 0.01 * promised):
@@ -129,8 +129,8 @@ def read_frames(path: Path, fps: int = FPS, start: int = 0) -> Iterator[np.ndarr
         stream.thread_type = "AUTO"
         index, origin, shown = 0, None, None
         try:
-            for frame in container.decode(stream):
-                time = float(frame.pts * stream.time_base) if frame.pts is not None else index / fps
+            for count, frame in enumerate(container.decode(stream)):
+                time = float(frame.pts * stream.time_base) if frame.pts is not None else count / float(stream.average_rate or fps)
                 origin = time if origin is None else origin
                 # half a source tick of tolerance, so that 25 fps material maps one to one
                 while shown is not None and (index + 0.5) / fps < time - origin + 0.25 / fps:

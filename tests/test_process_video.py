@@ -1,0 +1,114 @@
+"""Videos as people have them: turned phone video, odd sizes, uneven frame times, cut-off files."""
+
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+
+from utils.errors import UserError
+from utils.video import VideoWriter, probe, read_frames, sample_frames
+
+
+def encode(path, frames, times=None, rate=25, container="mp4", tick=1000):
+    """Lossless; `times` in ticks."""
+    with av.open(str(path), "w", format=container) as out:
+        stream = out.add_stream("libx264rgb", rate=rate, options={"qp": "0", "bf": "0"})
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = "rgb24"
+        stream.codec_context.time_base = Fraction(1, tick)
+        for i, frame in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts = times[i] if times is not None else i * tick // rate
+            picture.time_base = Fraction(1, tick)
+            out.mux(stream.encode(picture))
+        out.mux(stream.encode(None))
+    return path
+
+
+def corners(height=48, width=80):
+    """Red top left, green top right, blue bottom left, white bottom right."""
+    image = np.zeros((height, width, 3), np.uint8)
+    h, w = height // 2, width // 2
+    image[:h, :w], image[:h, w:], image[h:, :w], image[h:, w:] = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+    return image
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+def test_a_phone_video_is_shown_upright(tmp_path, turn):
+    """The picture is stored turned, and the track's matrix turns it back, clockwise by `turn`, as phones write it."""
+    upright = corners()
+    stored = np.ascontiguousarray(np.rot90(upright, turn // 90))
+    path = encode(tmp_path / "phone.mp4", [stored] * 5)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40  # version 0: the matrix follows 40 bytes of header fields
+    a, b = {0: (1, 0), 90: (0, 1), 180: (-1, 0), 270: (0, -1)}[turn]
+    matrix = [a * 65536, b * 65536, 0, -b * 65536, a * 65536, 0, 0, 0, 1 << 30]
+    data[at : at + 36] = b"".join(int(value).to_bytes(4, "big", signed=True) for value in matrix)
+    path.write_bytes(data)
+    info = probe(path)
+    assert (info.width, info.height) == (80, 48)
+    for image in read_frames(path):
+        np.testing.assert_array_equal(image, upright)
+    np.testing.assert_array_equal(next(sample_frames(path, 2))[1], upright)
+
+
+def test_uneven_frame_times_come_out_even(tmp_path):
+    """A screen recorder writes a frame when something changes: frame i is what was shown at i / 25 s."""
+    times = [0, 10, 200, 210, 800, 1000]
+    path = encode(tmp_path / "uneven.mp4", [np.full((16, 16, 3), 40 * k, np.uint8) for k in range(6)], times)
+    shown = [int(frame[0, 0, 0]) // 40 for frame in read_frames(path)]
+    expected = [max(k for k in range(6) if times[k] <= 40 * i + 10) for i in range(26)]
+    assert shown == expected
+
+
+@pytest.mark.parametrize("rate", [15, 24, 30, 60])
+def test_every_rate_keeps_its_length_and_its_time(tmp_path, rate):
+    path = encode(tmp_path / "rate.mp4", [np.full((16, 16, 3), k, np.uint8) for k in range(2 * rate)], rate=rate)
+    shown = np.array([int(frame[0, 0, 0]) for frame in read_frames(path)])
+    assert len(shown) in (49, 50, 51)
+    assert np.abs(shown / rate - np.arange(len(shown)) / 25).max() <= 1 / rate + 0.011
+
+
+@pytest.mark.parametrize("width", [50, 70, 322])
+def test_frames_of_odd_widths_are_plain_arrays(tmp_path, width):
+    image = np.random.default_rng(0).integers(0, 255, (34, width, 3), np.uint8)
+    for frame in read_frames(encode(tmp_path / "odd.mp4", [image] * 3)):
+        assert frame.flags["C_CONTIGUOUS"]
+        np.testing.assert_array_equal(frame, image)
+
+
+@pytest.mark.parametrize(("container", "suffix"), [("mov", "mov"), ("matroska", "mkv"), ("avi", "avi")])
+def test_other_containers_are_read(tmp_path, container, suffix):
+    frames = [np.full((16, 16, 3), 8 * k, np.uint8) for k in range(20)]
+    path = encode(tmp_path / f"clip.{suffix}", frames, container=container, tick=1000 if suffix == "mkv" else 25)
+    assert [int(frame[0, 0, 0]) // 8 for frame in read_frames(path)] == list(range(20))
+
+
+def test_samples_are_spread_in_order_and_true(tmp_path):
+    path = tmp_path / "long.mp4"
+    with VideoWriter(path, 32, 32, lossless=True) as writer:
+        for i in range(500):
+            writer.add(np.full((32, 32, 3), i // 2, np.uint8))
+    samples = list(sample_frames(path, 20))
+    times = np.array([seconds for seconds, _ in samples])
+    assert len(samples) == 20 and (np.diff(times) > 0).all() and times[0] < 1.2 and times[-1] > 18.8
+    for seconds, image in samples:
+        assert image[0, 0, 0] == round(seconds * 25) // 2
+
+
+def test_a_cut_off_file_is_found_out_without_decoding_it(tmp_path):
+    path = tmp_path / "torn.mp4"
+    noise = np.random.default_rng(0)
+    with VideoWriter(path, 64, 64) as writer:
+        for _ in range(100):
+            writer.add(noise.integers(0, 255, (64, 64, 3), np.uint8))
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 3 // 4])
+    with pytest.raises(UserError, match=r"torn\.mp4 is truncated: it holds \d\.\d s of the 4\.0 s"):
+        next(sample_frames(path, 10))
+
+
+def test_sound_that_starts_before_the_picture_is_told(shared):
+    assert abs(probe(shared / "videos" / "dfrf_french.mp4").audio_offset + 0.08) < 0.001
+    assert abs(probe(shared / "videos" / "dfrf_cnn2_25fps.mp4").audio_offset) < 0.001
