@@ -35,7 +35,7 @@ STAGES = (
     Stage(4, "background", "data_utils.background", (FRAMES, "parsing/*.png"), ("bc.jpg",)),
     Stage(5, "torso", "data_utils.torso", (FRAMES, "parsing/*.png", "bc.jpg"), ("gt_imgs/*.jpg", "torso_imgs/*.png")),
     Stage(6, "landmarks", "data_utils.landmarks", (FRAMES, DENSE), ("ori_imgs/*.lms", "valid.json"), ("landmarks",)),
-    Stage(7, "face_tracking", "data_utils.face_tracking", (FRAMES, DENSE, "ori_imgs/*.lms", "valid.json"),
+    Stage(7, "face_tracking", "data_utils.face_tracking", (FRAMES, DENSE, "valid.json"),
           ("track_params.pt", "fused.ply"), ("face_model",)),
     Stage(8, "bundle_adjustment", "data_utils.bundle_adjustment", (FRAMES, DENSE, "parsing/*.png", "valid.json", "track_params.pt"),
           ("tracks.npz", "bundle_adjustment.pt"), ("flow",)),

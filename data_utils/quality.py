@@ -13,11 +13,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data_utils.audio import SILENT, sound_facts
 from data_utils.crop import ABOVE, Crop, head_window
 from data_utils.landmarks import ELSEWHERE, MOST_CUT, SAME_SIZE, Face, FaceLandmarker
 from data_utils.stage import video_digest
 from utils.audio import load_audio
-from utils.constants import FPS, SAMPLE_RATE
+from utils.constants import FPS
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.files import read_json
@@ -30,7 +31,7 @@ SHORTEST, SHORT = 4.0, 60.0  # seconds: refused below, warned of below
 FACE_SHARE = 0.75  # of the sampled frames must show a face
 FACE_PIXELS, SMALL_FACE = 40, 100  # face height in source pixels: refused below, warned of below
 TURNED = 30.0  # degrees of yaw beyond which the far cheek is hidden
-QUIET, SILENT = -38.0, -60.0  # dBFS of the loud parts of speech
+QUIET = -38.0  # dBFS of the loud parts of speech
 MOVING, DRIFTED = 0.004, 0.02  # background motion between samples, and over the clip, of the picture's longer side
 SCENE = 320  # longer side of the small pictures the scene is judged by
 CUT = 0.4  # correlation of two samples' thumbnails below which the scene is another
@@ -140,10 +141,8 @@ def judge_audio(result: Inspection, video: Path, has_audio: bool) -> None:
         result.fatal.append("it has no audio track, and the mouth is learned from the sound; add the recording's sound")
         return
     samples = load_audio(video)
-    tenth = min(SAMPLE_RATE // 10, len(samples))
-    power = np.square(samples[: len(samples) // tenth * tenth].reshape(-1, tenth)).mean(1)
-    loud = 10 * np.log10(np.percentile(power, 90) + 1e-12)
-    result.facts["loudness_db"] = round(float(loud), 1)
+    loud = sound_facts(samples)["loudness_db"]
+    result.facts["loudness_db"] = loud
     if loud < SILENT:
         result.problems.append(f"its sound is silent ({loud:.0f} dB), and the mouth is learned from the sound")
     elif loud < QUIET:
