@@ -6,18 +6,16 @@ import argparse
 
 import cv2
 import numpy as np
-import torch
 
 from data_utils.face_tracking.facemodel import COEFFICIENT_BOUND, load_face_model
 from data_utils.face_tracking.fit import REFERENCE_SIDE, Fit, fit_clip
+from data_utils.face_tracking.params import read_landmarks, write_params
 from data_utils.face_tracking.surface import subdivide, vertex_normals
 from data_utils.pose_solver import Poses, project, still_jitter
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
-from utils.files import atomic_path
 from utils.image import read_rgb
 from utils.ply import write_mesh
-from utils.pose import matrix_to_euler
 from utils.progress import progress
 
 FUSED_VERTICES = 5000  # fused.ply is subdivided until it has at least as many
@@ -39,27 +37,6 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     points, normals, colours, faces = canonical_face(fit, folder, ids, centre)
     write_mesh(folder.fused, points, normals, colours, faces)
     return _facts(fit, landmarks, ids, centre) | {"fused_vertices": len(points)}
-
-
-def read_landmarks(folder: DatasetFolder) -> np.ndarray:
-    """(F, 478, 3) dense landmarks of every frame, pixels; NaN where no face was found."""
-    with np.load(folder.require(folder.face_landmarks), allow_pickle=False) as data:
-        return data["points"]
-
-
-def write_params(folder: DatasetFolder, fit: Fit, ids: np.ndarray, count: int) -> None:
-    """track_params.pt: coefficients and poses (dm) of all `count` frames; the dropped ones are interpolated.
-
-    The clip's own expression basis (E, V, 3) goes along, without which its coefficients would say nothing.
-    """
-    poses = fit.poses.spread(ids, count)
-    expression = np.stack([np.interp(np.arange(count), ids, column) for column in fit.expression.T], 1)
-    params = {
-        "id": fit.identity[None], "exp": expression, "euler": matrix_to_euler(torch.from_numpy(poses.rotation)),
-        "trans": poses.translation, "focal": np.array([fit.focal]), "expression_basis": fit.model.expression,
-    }  # fmt: skip
-    with atomic_path(folder.track_params) as temporary:
-        torch.save({name: torch.as_tensor(value, dtype=torch.float32) for name, value in params.items()}, temporary)
 
 
 def canonical_face(fit: Fit, folder: DatasetFolder, ids: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, ...]:

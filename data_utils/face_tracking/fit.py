@@ -18,7 +18,7 @@ from data_utils.pose_solver import CHUNK, Poses, SmoothMotion, cauchy, levenberg
 REFERENCE_SIDE = 512
 LANDMARK_NOISE = 1.5  # px, before the clip has shown its own
 MOTION_DEVIATION = 1.0  # px a frame squared, of the prior on the second difference of the pose
-FOCAL, FOCAL_DEVIATION = 1200.0, 0.15  # px, and of its logarithm: a head that fills half the picture, from arm's length to a studio
+FOCAL, FOCAL_DEVIATION = 1200.0, 0.05  # px, and of its logarithm: the lineage's usual value; landmarks themselves say little
 FOCAL_BOUNDS = (600.0, 1600.0)
 INDEPENDENT = 30  # a network's landmarks err together: as informative as about so many independent ones,
 INDEPENDENT_FRAMES = 5  # and much of the error is the same in every frame: to the shape, a clip says no more than so many frames

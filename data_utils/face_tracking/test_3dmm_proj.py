@@ -16,41 +16,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import cv2
 import numpy as np
-import torch
 
-from data_utils.face_tracking import read_landmarks
-from data_utils.face_tracking.facemodel import load_face_model
-from data_utils.face_tracking.fit import Fit
-from data_utils.pose_solver import Poses, project
-from utils.constants import DM_PER_M
+from data_utils.bundle_adjustment import read_bundle_adjustment
+from data_utils.face_tracking.params import read_fit, read_landmarks
+from data_utils.pose_solver import project
 from utils.dataset_folder import DatasetFolder
-from utils.errors import UserError, command_line
+from utils.errors import command_line
 from utils.image import read_rgb
-from utils.pose import euler_to_matrix
 from utils.progress import progress
 from utils.video import VideoWriter
 
 STRIP, AXIS = 120, 0.6  # height of the curves, px; length of the axes, dm
 CURVES = (("landmark error", (255, 220, 0), 4.0), ("second difference", (0, 220, 255), 2.0))  # label, colour, px at the top
-
-
-def read_fit(folder: DatasetFolder, face_model: str = "auto") -> Fit:
-    """The tracker's result as stage 7 left it, all frames. Raises UserError if it belongs to another face model."""
-    params = torch.load(folder.require(folder.track_params), weights_only=True)
-    model = load_face_model(face_model)
-    if "expression_basis" in params:
-        model = model.with_expression(params["expression_basis"].double().numpy())
-    if len(model.identity) != params["id"].shape[1] or len(model.expression) != params["exp"].shape[1]:
-        raise UserError(f"{folder.track_params} was not fitted with the face model {model.name!r}; give --face_model")
-    poses = Poses(euler_to_matrix(params["euler"].double()).numpy(), params["trans"].double().numpy())
-    return Fit(model, poses, params["id"][0].double().numpy(), params["exp"].double().numpy(), float(params["focal"][0]))
-
-
-def read_bundle_adjustment(folder: DatasetFolder) -> tuple[Poses, float]:
-    """Refined poses of all frames (dm) and focal length (px)."""
-    params = torch.load(folder.require(folder.bundle_adjustment), weights_only=True)
-    poses = Poses(euler_to_matrix(params["euler"].double()).numpy(), params["trans"].double().numpy() * DM_PER_M)
-    return poses, float(params["focal"][0])
 
 
 @command_line

@@ -1,0 +1,233 @@
+"""Stage 8, the head stabiliser: optical flow tracks and bundle adjustment -> tracks.npz and bundle_adjustment.pt (metres).
+
+Unknown are the 3D keypoints, all poses, and one focal length. The gauge is fixed by what the tracker knows: keypoints are drawn
+towards its surface and poses, weakly, towards its poses. With options.use_3dmm the stage does nothing: transforms.py then takes the
+tracker's own pose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+import numpy as np
+import torch
+from scipy.spatial.transform import Rotation
+
+from data_utils.face_tracking import rigid_pixels
+from data_utils.face_tracking.fit import FOCAL_BOUNDS, REFERENCE_SIDE
+from data_utils.face_tracking.params import read_blink, read_fit
+from data_utils.optical_flow import load_flow
+from data_utils.optical_flow.tracks import Tracks, track
+from data_utils.pose_solver import (
+    CHUNK,
+    Poses,
+    SmoothMotion,
+    cauchy,
+    levenberg_marquardt,
+    linearise,
+    project,
+    solve_arrow,
+    still_jitter,
+)
+from utils.constants import DM_PER_M
+from utils.dataset_folder import DatasetFolder
+from utils.files import atomic_path, write_npz
+from utils.image import read_rgb
+from utils.pose import euler_to_matrix, matrix_to_euler
+from utils.progress import progress
+
+# All pixel figures are for a picture side of 512 and scale with it.
+TRACK_NOISE = 0.35  # px
+ROBUST = 3.0  # deviations at which the Cauchy loss turns
+INDEPENDENT = 40  # neighbouring tracks err together: all of a frame are as informative as about so many independent ones,
+INDEPENDENT_FRAMES = 50  # and to the structure a clip says no more than so many frames
+ANCHOR = 0.05  # dm, of a keypoint about the tracker's surface
+FOCAL_DEVIATION = 0.05  # of the logarithm, about the tracker's
+POSE_DEVIATION = (np.radians(3), 0.3)  # of a pose about the tracker's: rad, dm
+MOTION_DEVIATION = 0.15  # px a frame squared; halves 6 Hz tremor of tenths of a pixel, leaves nods and all that is larger
+STRUCTURE_FRAMES = 1500  # frames that determine points and focal; a longer clip's other frames only get their poses
+FEWEST_VISIBLE, LARGEST_ERROR = 15, 0.6  # keypoints of a frame and px below and above which the report warns
+WORST_TRACKS = 0.25  # share of the keypoints left out after a first look
+
+
+@dataclasses.dataclass
+class Bundle:
+    """Poses (dm), keypoints (K, 3) dm, focal length px."""
+
+    poses: Poses
+    points: np.ndarray
+    focal: float
+
+
+def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
+    """Writes tracks.npz and bundle_adjustment.pt (unless options.use_3dmm); returns facts for the report."""
+    if options.use_3dmm:
+        return {"backend": "3dmm", "note": "the tracker's own pose is used (--use_3dmm)", "warnings": []}
+    flow = load_flow(getattr(options, "flow", "auto"))
+    fit, ids = read_fit(folder, getattr(options, "face_model", "auto")), np.array(folder.valid_ids())
+    count = len(fit.expression)
+    fit = dataclasses.replace(fit, poses=fit.poses[ids], expression=fit.expression[ids])
+    height, width = read_rgb(folder.frame(int(ids[0]))).shape[:2]
+    centre = np.array([width / 2, height / 2])
+    tracks = track(fit, folder, ids, centre, flow, read_blink(folder)[ids])
+
+    start = Bundle(fit.poses, tracks.points, fit.focal)
+    with progress(label="bundle adjustment", unit="step") as bar:
+        bundle, keep = adjust(start, tracks, ids, centre, lambda cost: (bar.update(), bar.set_postfix(cost=f"{cost:.0f}")))
+    tracks = dataclasses.replace(tracks, pixels=tracks.pixels[:, keep], visible=tracks.visible[:, keep])
+    write_npz(folder.tracks, tracks=tracks.pixels, visible=tracks.visible, ids=ids)
+    write_bundle_adjustment(folder, bundle, ids, count)
+    rigid = fit.model.mean[fit.model.rigid]
+    return {"backend": flow.name} | _facts(bundle, start, tracks, ids, centre, rigid)
+
+
+def write_bundle_adjustment(folder: DatasetFolder, bundle: Bundle, ids: np.ndarray, count: int) -> None:
+    """bundle_adjustment.pt: euler, trans in metres, of all `count` frames (interpolated where dropped), and focal in pixels."""
+    poses = bundle.poses.spread(ids, count)
+    params = {
+        "euler": matrix_to_euler(torch.from_numpy(poses.rotation)),
+        "trans": poses.translation / DM_PER_M,
+        "focal": np.array([bundle.focal]),
+    }
+    with atomic_path(folder.bundle_adjustment) as temporary:
+        torch.save({name: torch.as_tensor(value, dtype=torch.float32) for name, value in params.items()}, temporary)
+
+
+def read_bundle_adjustment(folder: DatasetFolder) -> tuple[Poses, float]:
+    """Refined poses of all frames (dm) and focal length (px)."""
+    params = torch.load(folder.require(folder.bundle_adjustment), weights_only=True)
+    poses = Poses(euler_to_matrix(params["euler"].double()).numpy(), params["trans"].double().numpy() * DM_PER_M)
+    return poses, float(params["focal"][0])
+
+
+def _facts(bundle: Bundle, start: Bundle, tracks: Tracks, ids: np.ndarray, centre: np.ndarray, rigid: np.ndarray) -> dict:
+    scale = REFERENCE_SIDE / (centre.max() * 2)
+    squared = ((project(bundle.points, bundle.poses, bundle.focal, centre) - tracks.pixels) ** 2).sum(-1) * scale**2
+    error = float(np.sqrt(squared[tracks.visible].mean())) if tracks.visible.any() else float("nan")
+    jitter, still = still_jitter(rigid_pixels(bundle.poses, bundle.focal, rigid, centre) * scale, ids)
+    before, _ = still_jitter(rigid_pixels(start.poses, start.focal, rigid, centre) * scale, ids)
+    seen = tracks.visible.sum(1)
+    lost = ids[seen < FEWEST_VISIBLE]
+    turn = Rotation.from_matrix(bundle.poses.rotation @ start.poses.rotation.transpose(0, 2, 1)).magnitude()
+    warnings = []
+    if not error <= LARGEST_ERROR:
+        warnings.append(f"rigid points miss their tracks by {error:.2f} px; the head may be blurred, covered, or cut to")
+    if len(lost):
+        warnings.append(f"hardly any point could be followed in {len(lost)} frames, first {lost[0]}; their pose is a guess")
+    return {
+        "references": [int(ids[i]) for i in tracks.references],
+        "keypoints": len(bundle.points),
+        "visible_share": round(float(tracks.visible.mean()), 3),
+        "reprojection_error_px": round(error, 3),
+        "still_jitter_px": jitter,
+        "still_jitter_3dmm_px": before,
+        "still_frames": still,
+        "focal": round(bundle.focal, 1),
+        "turned_from_3dmm_degrees": round(float(np.degrees(np.sqrt((turn**2).mean()))), 3),
+        "warnings": warnings,
+    }
+
+
+class BundleProblem:
+    """Reprojection errors of tracks, with `start` as the prior. `free_structure` False keeps points and focal length."""
+
+    def __init__(self, start: Bundle, pixels: np.ndarray, visible: np.ndarray, centre: np.ndarray, motion: SmoothMotion | None,
+                 free_structure: bool = True):  # fmt: skip
+        self.start, self.pixels, self.visible, self.centre, self.motion = start, pixels, visible, centre, motion
+        self.free_structure = free_structure
+        side = centre.max() * 2
+        self.noise = TRACK_NOISE * side / REFERENCE_SIDE
+        self.share = min(1.0, INDEPENDENT / max(1, len(start.points)))
+        structure = max(1.0, len(pixels) / INDEPENDENT_FRAMES) * self.share
+        self.anchor, self.focal_precision = structure / ANCHOR**2, max(1.0, len(pixels) / INDEPENDENT_FRAMES) / FOCAL_DEVIATION**2
+        self.pose_precision = np.repeat(np.array(POSE_DEVIATION) ** -2.0, 3)
+        self.bounds = np.array(FOCAL_BOUNDS) * side / REFERENCE_SIDE
+
+    def chunks(self) -> list[slice]:
+        return [slice(i, i + CHUNK) for i in range(0, len(self.pixels), CHUNK)]
+
+    def squared(self, bundle: Bundle, frames: slice) -> np.ndarray:
+        """(F, K) squared reprojection errors in deviations, zero where invisible."""
+        error = project(bundle.points, bundle.poses[frames], bundle.focal, self.centre) - self.pixels[frames]
+        return np.where(self.visible[frames], (error**2).sum(-1) / self.noise**2, 0.0)
+
+    def from_start(self, poses: Poses) -> np.ndarray:
+        """(F, 6) how far poses have moved from the prior's."""
+        turn = Rotation.from_matrix(poses.rotation @ self.start.poses.rotation.transpose(0, 2, 1)).as_rotvec()
+        return np.concatenate([turn, poses.translation - self.start.poses.translation], 1)
+
+    def cost(self, bundle: Bundle) -> float:
+        data = sum(cauchy(self.squared(bundle, frames), ROBUST)[0].sum() for frames in self.chunks())
+        prior = self.anchor * ((bundle.points - self.start.points) ** 2).sum()
+        prior += self.focal_precision * np.log(bundle.focal / self.start.focal) ** 2
+        prior += (self.pose_precision * self.from_start(bundle.poses) ** 2).sum()
+        return 0.5 * float(self.share * data + prior) + (self.motion.cost(bundle.poses) if self.motion else 0.0)
+
+    def propose(self, bundle: Bundle, damping: float) -> Bundle:
+        count, shared = len(bundle.points), 3 * len(bundle.points) + 1 if self.free_structure else 0
+        pose = np.tile(np.diag(self.pose_precision), (len(self.pixels), 1, 1))
+        pose_gradient = self.pose_precision * self.from_start(bundle.poses)
+        border = np.zeros((len(self.pixels), 6, shared))
+        point = np.tile(self.anchor * np.eye(3), (count, 1, 1))
+        point_gradient = self.anchor * (bundle.points - self.start.points)
+        point_focal, focal = np.zeros((count, 3)), self.focal_precision
+        focal_gradient = self.focal_precision * np.log(bundle.focal / self.start.focal)
+        for chunk in self.chunks():
+            weight = self.share * self.visible[chunk] * cauchy(self.squared(bundle, chunk), ROBUST)[1] / self.noise**2
+            part = linearise(bundle.points, bundle.poses[chunk], bundle.focal, self.centre, self.pixels[chunk], weight)
+            pose[chunk] += part.pose
+            pose_gradient[chunk] += part.pose_gradient
+            if self.free_structure:
+                border[chunk, :, :-1] = part.pose_point.swapaxes(1, 2).reshape(len(part.pose), 6, -1)
+                border[chunk, :, -1] = part.pose_focal
+                point += part.point.sum(0)
+                point_gradient += part.point_gradient.sum(0)
+                point_focal += part.point_focal.sum(0)
+                focal += part.focal
+                focal_gradient += part.focal_gradient
+        corner, corner_gradient = np.zeros((shared, shared)), np.zeros(shared)
+        if self.free_structure:
+            blocks = corner[:-1, :-1].reshape(count, 3, count, 3)
+            blocks[np.arange(count), :, np.arange(count)] = point
+            corner[:-1, -1] = corner[-1, :-1] = point_focal.ravel()
+            corner[-1, -1] = focal
+            corner_gradient[:] = np.r_[point_gradient.ravel(), focal_gradient]
+        step, shared_step = solve_arrow(pose, pose_gradient, border, corner, corner_gradient, damping, bundle.poses, self.motion)
+        points, new_focal = bundle.points, bundle.focal
+        if self.free_structure:
+            points = points + shared_step[:-1].reshape(-1, 3)
+            new_focal = float(np.clip(new_focal * np.exp(np.clip(shared_step[-1], -0.2, 0.2)), *self.bounds))
+        return Bundle(bundle.poses.moved(step), points, new_focal)
+
+
+def adjust(start: Bundle, tracks: Tracks, ids: np.ndarray, centre: np.ndarray, each=None) -> tuple[Bundle, np.ndarray]:
+    """Bundle adjustment of a clip. Returns the result and the indices (K',) of the keypoints it stands on.
+
+    A first solution on frames all over the clip shows which keypoints do not move with the head; they are left out of the second.
+    """
+    side = centre.max() * 2 / REFERENCE_SIDE
+    some = np.unique(np.linspace(0, len(ids) - 1, min(STRUCTURE_FRAMES, len(ids))).astype(int))
+
+    def solve(bundle: Bundle, frames: np.ndarray, keep: np.ndarray, free_structure: bool, iterations: int) -> Bundle:
+        motion = SmoothMotion(ids[frames], bundle.poses, bundle.focal, MOTION_DEVIATION * side)
+        pixels, visible = tracks.pixels[frames][:, keep], tracks.visible[frames][:, keep]
+        problem = BundleProblem(bundle, pixels, visible, centre, motion, free_structure)
+        return levenberg_marquardt(problem, bundle, iterations, 1e-4, each)
+
+    keep = np.flatnonzero(tracks.visible.mean(0) > 0.02)
+    look = some[:: max(1, len(some) // 300)]
+    first = solve(Bundle(start.poses[look], start.points[keep], start.focal), look, keep, True, 10)
+    keep = keep[_steady(first, tracks.pixels[look][:, keep], tracks.visible[look][:, keep], centre)]
+    bundle = solve(Bundle(start.poses[some], start.points[keep], start.focal), some, keep, True, 15)
+    if len(some) < len(ids):
+        everywhere = Bundle(start.poses, bundle.points, bundle.focal)
+        bundle = solve(everywhere, np.arange(len(ids)), keep, False, 15)
+    return bundle, keep
+
+
+def _steady(bundle: Bundle, pixels: np.ndarray, visible: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """(K,) bool: the keypoints without the largest errors."""
+    error = np.linalg.norm(project(bundle.points, bundle.poses, bundle.focal, centre) - pixels, axis=2)
+    error = np.nanmedian(np.where(visible, error, np.nan), 0)
+    return error <= np.quantile(error, 1 - WORST_TRACKS)
