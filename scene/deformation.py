@@ -12,6 +12,9 @@ from scene.condition import ConditionEncoder, Conditions
 from scene.tri_plane import TriPlane
 
 
+MOTION = 0.1  # dm a unit of the position head: lips move by tenths of a decimetre, logits and log scales by units
+
+
 @dataclasses.dataclass
 class Surfels:
     """Surfel attributes before activation: (N, ...) canonical, (B, N, ...) deformed. Scale is log, opacity a logit."""
@@ -25,14 +28,18 @@ class Surfels:
 
 
 class ResidualHeads(nn.Module):
-    """ReLU-Linear-ReLU-Linear for each named output, run as two products over all of them. Starts near zero."""
+    """ReLU-Linear-ReLU-Linear for each named output, run as two products over all of them.
+
+    The last layers start at zero, so that the fine stage begins with exactly the head the coarse stage ended with (the
+    published recipe starts them at random with a small gain, which throws surfels pixels away from where they were).
+    """
 
     def __init__(self, width: int, hidden: int, outputs: dict[str, int]):
         super().__init__()
         self.first = nn.Linear(width, hidden * len(outputs))
         self.last = nn.ModuleDict({name: nn.Linear(hidden, size) for name, size in outputs.items()})
         for layer in self.last.values():
-            nn.init.xavier_uniform_(layer.weight, gain=0.1)
+            nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
@@ -87,7 +94,7 @@ class Deformation(nn.Module):
             maps.append(attention)
         residual = self.heads(x)
         return Surfels(
-            xyz=surfels.xyz + residual["xyz"],
+            xyz=surfels.xyz + MOTION * residual["xyz"],
             scaling=surfels.scaling + residual["scaling"],
             rotation=nn.functional.normalize(surfels.rotation, dim=-1) + residual["rotation"],
             opacity=surfels.opacity + residual["opacity"],
