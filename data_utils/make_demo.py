@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -31,6 +32,7 @@ from utils.audio import save_wav  # noqa: E402
 from utils.errors import UserError, command_line  # noqa: E402
 from utils.files import write_npz  # noqa: E402
 from utils.image import write_parsing  # noqa: E402
+from utils.pose import project  # noqa: E402
 from utils.progress import progress  # noqa: E402
 from utils.video import VideoWriter  # noqa: E402
 
@@ -67,12 +69,13 @@ def make_clip(out: Path, seconds: float = 12.0, size: int = 256, seed: int = 0, 
     points = np.stack(points)
     rotation = np.stack([p.rotation for p in frames])
     camera = points @ rotation.transpose(0, 2, 1) + trans[:, None]
-    pixels = np.stack([size / 2 - focal * camera[..., 0] / camera[..., 2], size / 2 + focal * camera[..., 1] / camera[..., 2]], -1)
+    pixels = project(*(torch.from_numpy(a) for a in (points, rotation, trans)), focal, size / 2, size / 2).numpy()
     write_npz(
         out / "truth" / "truth.npz",
         landmarks68=pixels.astype(np.float32), points68=points.astype(np.float32), visible=_visible(camera),
         euler=euler.astype(np.float32), trans=trans.astype(np.float32), focal=np.float32(focal),
-        lip_opening=lip_opening(points).astype(np.float32), blink=np.array([p.blink for p in frames], np.float32), **_spoken(utterance),
+        lip_opening=lip_opening(points).astype(np.float32), blink=np.array([p.blink for p in frames], np.float32),
+        **_spoken(utterance),
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ _NECK_FRONT = PchipInterpolator([-1.95, -1.5, -1.0, -0.6, 1.5], [0.33, 0.26, 0.3
 _NOSE_HEIGHT = PchipInterpolator(
     [-0.37, -0.320, -0.285, -0.250, -0.20, -0.13, 0.0, 0.15, 0.26, 0.34, 0.45],
     [0.0, 0.012, 0.050, 0.115, 0.192, 0.213, 0.165, 0.098, 0.050, 0.030, 0.0])  # fmt: skip
-_NOSE_WIDTH = PchipInterpolator([-0.36, -0.22, -0.15, 0.0, 0.15, 0.30, 0.45], [0.115, 0.105, 0.105, 0.090, 0.078, 0.085, 0.16])
+_NOSE_WIDTH = PchipInterpolator([-0.36, -0.22, -0.15, 0.0, 0.15, 0.30, 0.45], [0.120, 0.115, 0.112, 0.092, 0.078, 0.085, 0.16])
 _HAIRLINE = PchipInterpolator(
     [0.0, 0.30, 0.60, 0.78, 0.92, 1.04, 1.15, 1.28, 1.40, 1.52, 1.66, 1.85, 2.2],
     [0.92, 0.95, 0.91, 0.80, 0.60, 0.40, 0.18, -0.02, -0.06, 0.20, 0.10, -0.35, -0.62])  # fmt: skip
@@ -65,6 +65,12 @@ def brow_middle(along: np.ndarray) -> np.ndarray:
     return 0.389 + 0.062 * np.sin(np.clip(along, 0, 1) * 2.3)
 
 
+def nasolabial(x: np.ndarray, y: np.ndarray, width: float) -> np.ndarray:
+    """The fold from the wing of the nose to beside the mouth: 1 along its line."""
+    across = (np.abs(x) - (0.20 - 0.32 * (y + 0.25))) / width
+    return np.exp(-(across**2)) * smoothstep(-0.52, -0.40, y) * smoothstep(-0.14, -0.24, y)
+
+
 def hairline(azimuth: np.ndarray) -> np.ndarray:
     """Height y above which the skin carries hair."""
     return _HAIRLINE(np.abs(azimuth)) - 0.10 * azimuth * np.exp(-((azimuth / 0.55) ** 2))
@@ -74,13 +80,13 @@ def _relief(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """How far the features stand out of the plain section, along z."""
     nose_width = _NOSE_WIDTH(np.clip(y, -0.36, 0.45))
     nose = _NOSE_HEIGHT(np.clip(y, -0.37, 0.45)) * np.exp(-(np.abs(x / nose_width) ** 2.0))
-    wings = 0.095 * bump(x, y, 0.125, -0.205, 0.045, 0.055) + 0.030 * bump(x, y, 0, -0.165, 0.085, 0.065)
+    wings = 0.085 * bump(x, y, 0.120, -0.210, 0.055, 0.058) + 0.028 * bump(x, y, 0, -0.160, 0.080, 0.065)
     nostrils = -0.045 * bump(x, y, 0.066, -0.258, 0.030, 0.018)
     sockets = -0.095 * bump(x, y, 0.31, 0.225, 0.19, 0.125) - 0.030 * bump(x, y, 0.17, 0.25, 0.06, 0.08)
     balls = 0.058 * bump(x, y, EYE_X, EYE_Y + 0.012, 0.125, 0.088)
     brows = 0.022 * bump(x, y, 0.28, 0.41, 0.24, 0.085) + 0.015 * bump(x, y, 0.0, 0.44, 0.10, 0.09)
     cheeks = 0.045 * bump(x, y, 0.44, -0.05, 0.16, 0.15) - 0.020 * bump(x, y, 0.47, -0.42, 0.14, 0.16)
-    fold = -0.016 * np.exp(-(((np.abs(x) - (0.20 - 0.32 * (y + 0.25))) / 0.035) ** 2)) * smoothstep(-0.52, -0.40, y) * smoothstep(-0.14, -0.24, y)
+    fold = -0.016 * nasolabial(x, y, 0.035)
     muzzle = 0.050 * bump(x, y, 0.0, -0.48, 0.26, 0.20)
     s = np.clip(np.abs(x) / MOUTH_HALF, 0, 1)
     body = np.sqrt(1 - s**2.5)
@@ -90,7 +96,8 @@ def _relief(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     corner = -0.018 * bump(x, y, MOUTH_HALF + 0.015, MOUTH_Y, 0.035, 0.035)
     philtrum = -0.012 * bump(x, y, 0.0, -0.36, 0.028, 0.05) + 0.008 * bump(x, y, 0.048, -0.37, 0.025, 0.05)
     chin = -0.030 * bump(x, y, 0.0, -0.655, 0.20, 0.045) + 0.055 * bump(x, y, 0.0, -0.80, 0.15, 0.095)
-    return nose + wings + nostrils + sockets + balls + brows + cheeks + fold + muzzle + upper + lower + seam + corner + philtrum + chin
+    upper_face = nose + wings + nostrils + sockets + balls + brows + cheeks
+    return upper_face + fold + muzzle + upper + lower + seam + corner + philtrum + chin
 
 
 def _radius(azimuth: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -101,7 +108,8 @@ def _radius(azimuth: np.ndarray, y: np.ndarray) -> np.ndarray:
     front = (_FRONT(below) - AXIS_Z) * shrink
     depth = np.where(np.abs(azimuth) < np.pi / 2, front, 0.92 * shrink)
     power = _POWER(below)
-    head = (np.abs(np.sin(azimuth) / np.maximum(width, 1e-6)) ** power + np.abs(np.cos(azimuth) / np.maximum(depth, 1e-6)) ** power) ** (-1 / power)
+    across, along = np.abs(np.sin(azimuth)) / np.maximum(width, 1e-6), np.abs(np.cos(azimuth)) / np.maximum(depth, 1e-6)
+    head = (across**power + along**power) ** (-1 / power)
     nw, nf = _NECK_WIDTH(np.clip(y, -1.95, 1.5)), _NECK_FRONT(np.clip(y, -1.95, 1.5)) - AXIS_Z
     neck = 1 / np.sqrt((np.sin(azimuth) / nw) ** 2 + (np.cos(azimuth) / nf) ** 2)
     joined = 0.5 * (head + neck + np.sqrt((head - neck) ** 2 + 0.07**2))
@@ -121,7 +129,7 @@ def chart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Azimuth of the skin point in front at (x, y): the inverse of `skin_point` by bisection."""
     x, y = np.broadcast_arrays(np.asarray(x, float), np.asarray(y, float))
     low, high = np.full(x.shape, -1.5), np.full(x.shape, 1.5)
-    for _ in range(40):
+    for _ in range(26):
         middle = 0.5 * (low + high)
         right = _radius(middle, y) * np.sin(middle) < x
         low, high = np.where(right, middle, low), np.where(right, high, middle)

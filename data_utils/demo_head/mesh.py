@@ -54,7 +54,9 @@ def _rows() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _columns() -> np.ndarray:
-    half = np.concatenate([np.arange(0, 0.30, 0.0165), np.arange(0.30, 0.62, 0.021), np.arange(0.63, 1.7, 0.030), np.linspace(1.72, AZIMUTH, 10)])
+    half = np.concatenate(
+        [np.arange(0, 0.30, 0.0165), np.arange(0.30, 0.62, 0.021), np.arange(0.63, 1.7, 0.030), np.linspace(1.72, AZIMUTH, 10)]
+    )
     return np.concatenate([-half[:0:-1], half])
 
 
@@ -110,7 +112,9 @@ def jaw_share(points: np.ndarray, upper: bool) -> np.ndarray:
     return share * smoothstep(-1.30, -0.98, y)
 
 
-def _curved_strip(name: str, depth: float, half: float, y_top: float, y_bottom: float, bend: float, jaw: float, shrink: float = 0.0) -> Part:
+def _curved_strip(
+    name: str, depth: float, half: float, y_top: float, y_bottom: float, bend: float, jaw: float, shrink: float = 0.0
+) -> Part:
     """A strip behind the lips that bends back to both sides (teeth)."""
     s, t = np.meshgrid(np.linspace(-1, 1, 41), np.linspace(0, 1, 9))
     y = y_top + (y_bottom - y_top) * t + shrink * s**2 * t
@@ -121,12 +125,16 @@ def _curved_strip(name: str, depth: float, half: float, y_top: float, y_bottom: 
 def _mouth() -> list[Part]:
     s, t = np.meshgrid(np.linspace(-1, 1, 25), np.linspace(-1, 1, 25))
     rim = np.maximum(s**2, t**2)
-    hollow = np.stack([0.38 * s * (1 - 0.35 * t**2), MOUTH_Y - 0.02 - 0.22 * t, 0.80 - 0.42 * (1 - rim) - 0.20 * s**2 - 0.05 * t**2], -1)
+    hollow = np.stack(
+        [0.38 * s * (1 - 0.35 * t**2), MOUTH_Y - 0.02 - 0.22 * t, 0.80 - 0.42 * (1 - rim) - 0.20 * s**2 - 0.05 * t**2], -1
+    )
     cavity = Part("cavity", hollow, np.stack([(s + 1) / 2, (t + 1) / 2], -1), smoothstep(-0.6, 0.8, t))
     s, t = np.meshgrid(np.linspace(-1, 1, 21), np.linspace(0, 1, 17))
-    tongue_points = np.stack([
-        0.175 * s * np.sqrt(np.clip(1 - 0.8 * (t - 0.35) ** 2, 0, 1)), -0.575 - 0.07 * s**2 + 0.035 * np.exp(-((s / 0.2) ** 2)) * -0.4
-        - 0.12 * np.clip(t - 0.45, 0, 1) ** 1.2 * 1.5, 0.42 + 0.42 * np.sin(t * np.pi / 2)], -1)  # fmt: skip
+    broad = 0.175 * s * np.sqrt(1 - 0.8 * (t - 0.35) ** 2)
+    high = (
+        -0.575 - 0.07 * s**2 - 0.014 * np.exp(-((s / 0.2) ** 2)) - 0.18 * np.clip(t - 0.45, 0, 1) ** 1.2
+    )  # a groove, a falling tip
+    tongue_points = np.stack([broad, high, 0.42 + 0.42 * np.sin(t * np.pi / 2)], -1)
     tongue = Part("tongue", tongue_points, np.stack([(s + 1) / 2, t], -1), 0.9)
     return [
         cavity,
@@ -155,7 +163,12 @@ def _ears() -> list[Part]:
     reach_a = np.where(c > 0, 0.205 - 0.055 * smoothstep(0.0, -1.0, s), 0.14 - 0.04 * np.abs(s))
     a, t = 0.09 + far * reach_a * c, far * (0.285 + 0.02 * s) * s
     along, out = np.array([np.sin(EAR_TILT), 0.0, -np.cos(EAR_TILT)]), np.array([np.cos(EAR_TILT), 0.0, np.sin(EAR_TILT)])
-    points = EAR_ROOT + a[..., None] * along + t[..., None] * np.array([-0.05, 1.0, -0.12]) + (ear_relief(a, t) - 0.10 * far**6 * 0.3)[..., None] * out
+    points = (
+        EAR_ROOT
+        + a[..., None] * along
+        + t[..., None] * np.array([-0.05, 1.0, -0.12])
+        + (ear_relief(a, t) - 0.10 * far**6 * 0.3)[..., None] * out
+    )
     uv = np.stack([(a + 0.1) / 0.6, 0.5 - t / 0.8], -1)
     mirror = points * np.array([-1.0, 1.0, 1.0])
     return [Part("right_ear", points, uv), Part("left_ear", mirror[:, ::-1], uv[:, ::-1])]
@@ -244,7 +257,9 @@ class HeadMesh:
             offset[..., 2] = 0.085 * around * np.exp(-((np.abs(x) / 0.26) ** 2)) + 0.02 * around
             offset[..., 1] = (0.010 if up else -0.018) * near * body
         elif name == "press":  # the red rolls in towards the mouth line
-            offset[..., 1] = -0.34 * (y - MOUTH_Y) * np.exp(-(((y - MOUTH_Y) / 0.11) ** 2)) * smoothstep(1.25, 0.6, np.abs(x) / MOUTH_HALF)
+            offset[..., 1] = (
+                -0.34 * (y - MOUTH_Y) * np.exp(-(((y - MOUTH_Y) / 0.11) ** 2)) * smoothstep(1.25, 0.6, np.abs(x) / MOUTH_HALF)
+            )
             offset[..., 2] = -0.022 * near * body
         elif name == "raise" and up:
             offset[..., 1] = 0.060 * near * body
@@ -281,7 +296,11 @@ class HeadMesh:
             at = slice(self.start[part.name], self.start[part.name] + rows * columns)
             grid = points[at].reshape(rows, columns, 3)
             across, down = np.empty_like(grid), np.empty_like(grid)
-            across[:, 1:-1], across[:, 0], across[:, -1] = grid[:, 2:] - grid[:, :-2], grid[:, 1] - grid[:, 0], grid[:, -1] - grid[:, -2]
+            across[:, 1:-1], across[:, 0], across[:, -1] = (
+                grid[:, 2:] - grid[:, :-2],
+                grid[:, 1] - grid[:, 0],
+                grid[:, -1] - grid[:, -2],
+            )
             down[1:-1], down[0], down[-1] = grid[2:] - grid[:-2], grid[1] - grid[0], grid[-1] - grid[-2]
             result[at] = _cross(down, across).reshape(-1, 3)
         gone = np.abs(self.points[self.lower_seam, 0]) > MOUTH_HALF * 0.97

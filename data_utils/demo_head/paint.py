@@ -56,15 +56,15 @@ def _skin(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     spots = np.zeros((height, width), np.float32)
     for _ in range(750):
         u, v = rng.uniform(0.2, 0.8) * width, (TOP - rng.normal(0.05, 0.42)) / (TOP - BOTTOM) * height
-        cv2.circle(spots, (int(u * 16), int(v * 16)), int(rng.uniform(0.8, 2.6) * 16), float(rng.uniform(0.06, 0.34)), -1, cv2.LINE_AA, 4)
+        radius, strength = rng.uniform(0.8, 2.6), float(rng.uniform(0.06, 0.34))
+        cv2.circle(spots, (int(u * 16), int(v * 16)), int(radius * 16), strength, -1, cv2.LINE_AA, 4)
     _blend(colour, (150, 92, 68), cv2.GaussianBlur(spots, (0, 0), 1.1) * smoothstep(-0.95, -0.6, y))
     # baked occlusion
-    dark = 0.80 * bump(x, y, 0.066, -0.254, 0.030, 0.015) + 0.20 * bump(x, y, 0.0, -0.290, 0.12, 0.020)
-    dark += 0.20 * bump(x, y, 0.172, -0.215, 0.018, 0.06) + 0.16 * bump(x, y, 0, -0.645, 0.16, 0.035)
+    dark = 0.85 * bump(x, y, 0.064, -0.262, 0.032, 0.014) + 0.20 * bump(x, y, 0.0, -0.290, 0.12, 0.020)
+    dark += 0.12 * bump(x, y, 0.180, -0.225, 0.020, 0.05) + 0.16 * bump(x, y, 0, -0.645, 0.16, 0.035)
     dark += 0.25 * bump(x, y, 0.195, 0.245, 0.05, 0.055) + 0.14 * bump(x, y, shape.EYE_X, 0.315, 0.16, 0.030)
     dark += 0.10 * bump(x, y, shape.EYE_X - 0.02, 0.13, 0.13, 0.022)
-    fold = np.exp(-(((np.abs(x) - (0.205 - 0.32 * (y + 0.25))) / 0.020) ** 2)) * smoothstep(-0.48, -0.38, y) * smoothstep(-0.17, -0.24, y)
-    dark += 0.10 * fold + 0.20 * bump(x, y, MOUTH_HALF + 0.012, MOUTH_Y, 0.024, 0.020)
+    dark += 0.10 * shape.nasolabial(x, y, 0.020) + 0.20 * bump(x, y, MOUTH_HALF + 0.012, MOUTH_Y, 0.024, 0.020)
     dark += 0.50 * smoothstep(-0.90, -1.0, y) * smoothstep(-1.5, -1.02, y) * smoothstep(1.6, 0.3, np.abs(a))
     dark += 0.35 * smoothstep(-1.40, -1.56, y)
     _blend(colour, (70, 28, 22), np.clip(dark, 0, 0.85))
@@ -78,7 +78,8 @@ def _skin(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     ragged = 0.022 * _noise(rng, height, width, 26, 2.2) + 0.010 * _noise(rng, height, width, 30, 9)
     over = y - shape.hairline(a) + ragged
     strands = _strands(rng, height, width, 0.75)
-    tone = np.asarray(HAIR_TONE, np.float32) * (1 + 0.26 * strands[..., None]) * (0.80 + 0.30 * smoothstep(0.0, 0.22, over))[..., None]
+    brightness = (1 + 0.26 * strands) * (0.80 + 0.30 * smoothstep(0.0, 0.22, over))
+    tone = np.asarray(HAIR_TONE, np.float32) * brightness[..., None]
     _blend(colour, (112, 74, 58), 0.42 * smoothstep(-0.10, 0.02, over))
     hair = smoothstep(-0.040, 0.045, over)
     colour += (np.clip(tone, 8, 200) - colour) * hair[..., None]
@@ -86,7 +87,7 @@ def _skin(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return colour, classes
 
 
-def _brows(rng: np.random.Generator, colour: np.ndarray, classes: np.ndarray, x: np.ndarray, y: np.ndarray, front: np.ndarray) -> None:
+def _brows(rng, colour, classes, x, y, front) -> None:
     s = (np.abs(x) - shape.BROW_X) / shape.BROW_LENGTH
     middle = shape.brow_middle(s)
     thick = 0.040 * (1 - 0.72 * np.clip(s, 0, 1) ** 1.6) * (0.45 + 0.55 * smoothstep(-0.03, 0.20, s)) * smoothstep(1.05, 0.85, s)
@@ -97,16 +98,17 @@ def _brows(rng: np.random.Generator, colour: np.ndarray, classes: np.ndarray, x:
     classes[(inside > 0.5) & (x < 0)], classes[(inside > 0.5) & (x > 0)] = RIGHT_BROW, LEFT_BROW
 
 
-def _lips(rng: np.random.Generator, colour: np.ndarray, classes: np.ndarray, x: np.ndarray, y: np.ndarray, front: np.ndarray) -> None:
+def _lips(rng, colour, classes, x, y, front) -> None:
     inside_x = np.abs(x) < MOUTH_HALF
     top, bottom = shape.lip_top(x), shape.lip_bottom(x)
     soft = 0.010
-    red = smoothstep(-soft, soft, top - y) * smoothstep(-soft, soft, y - bottom) * smoothstep(MOUTH_HALF + 0.01, MOUTH_HALF - 0.015, np.abs(x)) * front
+    across = smoothstep(MOUTH_HALF + 0.015, MOUTH_HALF - 0.020, np.abs(x)) * front
+    red = smoothstep(-soft, soft, top - y) * smoothstep(-soft, soft, y - bottom) * across
     height, width = x.shape
     lines = _noise(rng, height, width, 14, 3.2)
     tone = np.asarray(LIP_TONE, np.float32) * (1 + 0.05 * lines[..., None]) * (1 - 0.13 * (y > MOUTH_Y))[..., None]
     colour += (tone - colour) * (0.88 * red)[..., None]
-    _blend(colour, (60, 18, 20), 0.72 * np.exp(-(((y - MOUTH_Y) / 0.0075) ** 2)) * smoothstep(MOUTH_HALF + 0.02, MOUTH_HALF - 0.03, np.abs(x)) * front)
+    _blend(colour, (60, 18, 20), 0.72 * np.exp(-(((y - MOUTH_Y) / 0.0075) ** 2)) * across)
     classes[(y <= top) & (y >= MOUTH_Y) & inside_x & front] = UPPER_LIP
     classes[(y >= bottom) & (y < MOUTH_Y) & inside_x & front] = LOWER_LIP
 
@@ -184,7 +186,7 @@ def paint(seed: int, density: float) -> tuple[np.ndarray, np.ndarray]:
 def backdrop(seed: int, height: int, width: int) -> np.ndarray:
     """(H, W, 3) uint8: a plain studio wall, lit from the left, a little grain."""
     rng = np.random.default_rng(seed + 1)
-    y, x = np.mgrid[0:1:height * 1j, 0:1:width * 1j]
+    y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     light = 1.08 - 0.55 * np.hypot((x - 0.36) * 0.9, (y - 0.40) * 0.8)
     wall = np.array([150, 163, 168], np.float32) * light[..., None]
     cloud = _noise(rng, height, width, height / 6, width / 6) * 2.2 + _noise(rng, height, width, height / 40, width / 40) * 0.8

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from data_utils.demo_head import face_shape as shape
-from data_utils.demo_head.face_shape import EYE_HALF, EYE_X, EYE_Y, MOUTH_Y, smoothstep
+from data_utils.demo_head.face_shape import EYE_HALF, EYE_X, EYE_Y, smoothstep
 from data_utils.demo_head.mesh import HeadMesh
 from data_utils.demo_head.paint import LEFT_EAR, RIGHT_EAR, backdrop, paint
 from data_utils.demo_head.raster import rasterize
@@ -53,7 +53,8 @@ class HeadRenderer:
         self._set_materials()
         corners = self.mesh.points[self.mesh.triangles]
         x, y, z = np.moveaxis(corners.mean(1), -1, 0)
-        self._eye_triangle = (np.abs(np.abs(x) - EYE_X) < 0.23) & (np.abs(y - EYE_Y) < 0.16) & (z > 0.3) & self._is_skin[self.mesh.part_of]
+        near = (np.abs(np.abs(x) - EYE_X) < 0.23) & (np.abs(y - EYE_Y) < 0.16) & (z > 0.3)
+        self._eye_triangle = near & self._is_skin[self.mesh.part_of]
 
     def _set_materials(self) -> None:
         """Per vertex: gloss, and how much of the light reaches it."""
@@ -109,7 +110,9 @@ class HeadRenderer:
         covered = np.zeros(side * side, np.uint8)
         covered[pixel] = label
         half = SUPERSAMPLE // 2
-        return np.rint(picture).astype(np.uint8), np.ascontiguousarray(covered.reshape(side, side)[half::SUPERSAMPLE, half::SUPERSAMPLE])
+        return np.rint(picture).astype(np.uint8), np.ascontiguousarray(
+            covered.reshape(side, side)[half::SUPERSAMPLE, half::SUPERSAMPLE]
+        )
 
     def to_camera(self, points: np.ndarray, pose: Pose, normals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Camera coordinates of (V, 3) head-frame points of the whole mesh, and their turned normals."""
@@ -140,7 +143,9 @@ class HeadRenderer:
         light *= reach[:, None]
         return light, gloss * self._gloss * reach
 
-    def _draw_eyes(self, at: np.ndarray, pose: Pose, albedo: np.ndarray, gloss: np.ndarray, label: np.ndarray, rows: np.ndarray) -> None:
+    def _draw_eyes(
+        self, at: np.ndarray, pose: Pose, albedo: np.ndarray, gloss: np.ndarray, label: np.ndarray, rows: np.ndarray
+    ) -> None:
         """Paint eyeball, lid edge, lashes and crease into the socket's pixels; at (E, 3) neutral points, rows their pixels."""
         sign = np.sign(at[:, 0])
         out, up = (np.abs(at[:, 0]) - EYE_X), at[:, 1] - EYE_Y
@@ -158,20 +163,23 @@ class HeadRenderer:
         ring = smoothstep(IRIS + soft, IRIS - soft, far)[:, None]
         angle = np.arctan2(iy, ix)
         fibres = 1 + 0.16 * np.sin(23 * angle) + 0.10 * np.sin(41 * angle + 1.0)
-        tone = np.array([0.115, 0.135, 0.080]) * (0.55 + 1.15 * smoothstep(PUPIL, IRIS, far) * smoothstep(IRIS * 1.05, IRIS * 0.80, far) * fibres)[:, None]
+        glow = smoothstep(PUPIL, IRIS, far) * smoothstep(IRIS * 1.05, IRIS * 0.80, far) * fibres
+        tone = np.array([0.115, 0.135, 0.080]) * (0.55 + 1.15 * glow)[:, None]
         ball += (tone - ball) * ring
         ball *= 1 - 0.97 * smoothstep(PUPIL + soft, PUPIL - soft, far)[:, None]
         ball *= (1 - 0.55 * smoothstep(0.045, 0.0, top - up))[:, None]
         skin = albedo[rows]
         crease_height = top * 0.35 + 0.65 * shape.lids(along, 0.0)[0] + 0.036
-        crease = 0.40 * np.exp(-(((up - crease_height) / 0.009) ** 2)) * smoothstep(1.1, 0.6, np.abs(along)) * (1 - 0.6 * pose.blink)
+        crease = np.exp(-(((up - crease_height) / 0.009) ** 2)) * smoothstep(1.1, 0.6, np.abs(along))
+        crease *= 0.40 * (1 - 0.6 * pose.blink)
         lash = 0.88 * np.exp(-(((up - top - 0.004) / (0.0105 + 0.3 * soft)) ** 2)) * smoothstep(1.12, 0.95, np.abs(along))
         lash = np.maximum(lash, 0.38 * np.exp(-(((up - bottom + 0.003) / (0.006 + 0.3 * soft)) ** 2)) * within)
         skin = skin * (1 - crease[:, None]) + np.array([0.10, 0.03, 0.02]) * crease[:, None]
         eye = skin + (ball - skin) * opened[:, None]
         eye += (np.array([0.022, 0.012, 0.008]) - eye) * lash[:, None]
         albedo[rows] = eye
-        glint = smoothstep(0.017 + soft, 0.017 - soft, np.hypot(ix + 0.022, iy - 0.026)) + 0.25 * smoothstep(0.012 + soft, 0.012 - soft, np.hypot(ix - 0.024, iy + 0.018))
+        glint = smoothstep(0.017 + soft, 0.017 - soft, np.hypot(ix + 0.022, iy - 0.026))
+        glint += 0.25 * smoothstep(0.012 + soft, 0.012 - soft, np.hypot(ix - 0.024, iy + 0.018))
         gloss[rows] = gloss[rows] * (1 - opened) + 13.0 * glint * opened * (1 - 0.9 * np.clip(lash, 0, 1))
         seen = opened > 0.5
         label[rows[seen]] = np.where(sign[seen] < 0, RIGHT_EYE, LEFT_EYE)
