@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from data_utils.per_frame import is_whole, ordered_map
-from utils.constants import BACKGROUND, CLOTH, HEAD_CLASSES, NECK_CLASSES
+from utils.constants import BACKGROUND, CLOTH, FACE_CLASSES, HEAD_CLASSES, NECK_CLASSES
 from utils.dataset_folder import DatasetFolder
 from utils.image import read_parsing, read_rgb, write_rgb
 from utils.progress import progress
@@ -61,7 +61,7 @@ def torso_image(frame: np.ndarray, classes: np.ndarray) -> np.ndarray:
     unit = frame.shape[0] / 512
     colour = frame.copy()
     painted = _paint_cloth(colour, head, cloth, max(1, round(CLOTH_LENGTH * unit)))
-    painted = np.maximum(painted, _paint_neck(colour, head, neck, unit))
+    painted = np.maximum(painted, _paint_neck(colour, head, np.isin(classes, FACE_CLASSES), neck, cloth, unit))
     alpha = np.where(head, painted, _feathered(neck | cloth))
     out = np.dstack([colour, np.round(alpha * 255).astype(np.uint8)])
     out[out[..., 3] == 0] = 0
@@ -82,10 +82,9 @@ def _mix(over: np.ndarray, under: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def _paint_cloth(colour: np.ndarray, head: np.ndarray, cloth: np.ndarray, length: int) -> np.ndarray:
     """Copy the top cloth pixel of each column that ends under the head upward, darker row by row; the painted mask."""
     painted = np.zeros(head.shape, bool)
-    x = np.flatnonzero(cloth.any(0))
-    y = cloth.argmax(0)[x]
-    touching = (y > 0) & head[np.maximum(y - 1, 0), x]
-    x, y = x[touching], y[touching]
+    top, touching = _edge_under(head, cloth)
+    x = np.flatnonzero(touching)
+    y = top[x]
     source = colour[y, x].astype(np.float32)
     for k in range(1, length):
         row = y - k
@@ -96,22 +95,18 @@ def _paint_cloth(colour: np.ndarray, head: np.ndarray, cloth: np.ndarray, length
     return painted
 
 
-def _paint_neck(colour: np.ndarray, head: np.ndarray, neck: np.ndarray, unit: float) -> np.ndarray:
+def _paint_neck(colour: np.ndarray, head: np.ndarray, face: np.ndarray, neck: np.ndarray, cloth: np.ndarray,
+                unit: float) -> np.ndarray:  # fmt: skip
     """Continue the neck under the head, in place; (H, W) float32 alpha of what was painted, fading out at its top.
 
-    The seam is the neck's upper edge under the head, column by column. The rows just below it, where chin and neck mix, are
-    painted too, less and less with the distance.
+    The rows just below the seam, where chin and neck mix, are painted too, less and less with the distance from it.
     """
-    height, width = head.shape
     alpha = np.zeros(head.shape, np.float32)
     length, push = max(2, round(NECK_LENGTH * unit)), max(1, round(PUSH_DOWN * unit))
-    top = neck.argmax(0)
-    touching = np.flatnonzero(neck.any(0) & (top > 0) & head[np.maximum(top - 1, 0), np.arange(width)])
-    if not touching.size:
+    columns, seam = _seam(head, face, neck, cloth, round(CLOTH_LENGTH * unit))
+    if not seam.size:
         return alpha
-    columns = slice(touching[0], touching[-1] + 1)
-    seam = np.interp(np.arange(columns.start, columns.stop), touching, top[touching])
-    rows = slice(max(0, int(seam.min()) - length), min(height, int(seam.max()) + length))
+    rows = slice(max(0, int(seam.min()) - length), min(head.shape[0], int(seam.max()) + length))
     above = seam[None, :] - np.arange(rows.start, rows.stop)[:, None]  # rows above the seam
     head, neck, patch = head[rows, columns], neck[rows, columns], colour[rows, columns]
     weight = np.where(head & (above > 0), np.clip((length + 1 - above) * (4 / length), 0, 1), 0.0)
@@ -123,6 +118,36 @@ def _paint_neck(colour: np.ndarray, head: np.ndarray, neck: np.ndarray, unit: fl
     blend = np.where(head, weight > 0, neck * np.clip(1 + above / push, 0, 1))
     patch[:] = _mix(_diffuse(patch, known.astype(np.float32), unit), patch, blend)
     return alpha
+
+
+def _seam(head, face, neck, cloth, cloth_length: int) -> tuple[slice, np.ndarray]:
+    """Columns and, for each, the row from which the neck is continued upward: its own edge under the head, where it has one.
+
+    On both sides, where the jaw hides the neck behind a collar, the columns go on (at most a third of the neck's width) above
+    what was painted of the collar. Empty if no neck lies under the head.
+    """
+    top, touching = _edge_under(head, neck)
+    x = np.flatnonzero(touching)
+    if not x.size:
+        return slice(0, 0), np.zeros(0)
+    first, last = x[0], x[-1]
+    rows = dict(zip(x.tolist(), top[x].tolist(), strict=True))
+    cloth_top, beside = _edge_under(head, cloth)
+    beside &= face[np.maximum(cloth_top - 1, 0), np.arange(face.shape[1])]
+    for start, step in ((first, -1), (last, 1)):
+        for column in range(start + step, start + step * ((last - first) // 3 + 1), step):
+            if not (0 <= column < face.shape[1] and beside[column]):
+                break
+            rows[column] = max(cloth_top[column] - cloth_length, 0)
+    known = np.array(sorted(rows))
+    columns = np.arange(known[0], known[-1] + 1)
+    return slice(columns[0], columns[-1] + 1), np.interp(columns, known, [rows[k] for k in known.tolist()])
+
+
+def _edge_under(head: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each column: the row of the part's topmost pixel, and whether the pixel above it is head."""
+    top = part.argmax(0)
+    return top, part.any(0) & (top > 0) & head[np.maximum(top - 1, 0), np.arange(head.shape[1])]
 
 
 def _diffuse(picture: np.ndarray, known: np.ndarray, unit: float) -> np.ndarray:

@@ -22,7 +22,8 @@ WORK_SIDE = 256  # the soft masks are found at this size and moved onto the full
 SAMPLES = 24  # frames the clip's colours are learned from
 KEPT = 16  # soft masks in memory, enough for the threads' windows
 TIME_RADIUS = 2  # frames before and after that a still pixel is averaged over
-GUIDE_RADIUS, GUIDE_EPSILON = 5, 4e-4
+GUIDE_RADIUS, GUIDE_EPSILON = 4, 2e-4
+PERSON_LEVEL = 0.4  # below one half: the mask takes in the mixed pixels of the outline, which the plate does not have
 NOBODY = 255  # a region beside the four
 CLASS_OF = {FACE_: SKIN, NECK_: NECK, CLOTH_: CLOTH, HAIR_: HAIR}
 
@@ -108,17 +109,19 @@ class FrameParser:
         height, width = soft.shape[1:]
         oval = fill(points[list(OVAL)], height, width).astype(bool)
         a, b = self._head.to_pixels(points)
-        x, y = np.arange(width, dtype=np.float32)[None, :] + 0.5 - b.real, np.arange(height, dtype=np.float32)[:, None] + 0.5 - b.imag
+        x = np.arange(width, dtype=np.float32)[None, :] + np.float32(0.5 - b.real)
+        y = np.arange(height, dtype=np.float32)[:, None] + np.float32(0.5 - b.imag)
         u, v = (x * a.real + y * a.imag) / abs(a) ** 2, (y * a.real - x * a.imag) / abs(a) ** 2  # (x + iy) / a
-        soft[FACE_][~oval & (v > EAR_BOTTOM + 0.05)] = 0.0  # below the ears the mesh alone says where the face ends
-        person = oval | (soft[0] + soft[1] + soft[2] + soft[3] > 0.5)
+        person = oval | (soft[0] + soft[1] + soft[2] + soft[3] > PERSON_LEVEL)
+        shift = self._head.ear_shift(points, a, b)
+        soft[FACE_][~oval & (v > EAR_BOTTOM + shift + 0.05)] = 0.0  # below the ears the mesh alone says where the face ends
         soft[FACE_][oval & (v > 0.1)] = 2.0
         region = cv2.medianBlur(_strongest(soft), 5)
         region = _tidy(region, person, oval)
         classes = np.zeros((height, width), np.uint8)
         for k, label in CLASS_OF.items():
             classes[region == k] = label
-        ear = (classes == SKIN) & ~oval & (v > -0.12)
+        ear = (classes == SKIN) & ~oval & (v > shift - 0.12)
         classes[ear & (u < 0)] = LEFT_EAR
         classes[ear & (u > 0)] = RIGHT_EAR
         paint_parts(classes, points)

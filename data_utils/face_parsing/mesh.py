@@ -31,6 +31,7 @@ PARTS = (  # painted in this order
 RIGID = (10, 109, 338, 67, 297, 103, 332, 54, 284, 21, 251, 162, 389, 127, 356, 168, 6, 197, 195, 5, 4, 33, 133, 263, 362, 234, 454,
          93, 323, 50, 280, 117, 346)  # fmt: skip
 CHIN, FOREHEAD = 152, 10
+SIDES, BRIDGE = (234, 127, 454, 356), (168, 6, 197, 195, 5, 4)
 
 
 def smooth_landmarks(points: np.ndarray) -> np.ndarray:
@@ -74,6 +75,14 @@ class HeadFrame:
         centre, mean = target.mean(), source.mean()
         a = np.vdot(source - mean, target - centre) / np.vdot(source - mean, source - mean)
         return complex(a), complex(centre - a * mean)
+
+    def ear_shift(self, points: np.ndarray, a: complex, b: complex) -> float:
+        """How far down (v) the ears lie from where they are on average: a head that looks up lowers them against the face.
+
+        Measured on the sides of the face, which lie two thirds as far behind the nose as the ears do.
+        """
+        moved = ((_complex(points) - b) / a - self.shape).imag
+        return 1.5 * float(moved[list(SIDES)].mean() - moved[list(BRIDGE)].mean())
 
 
 def _complex(points: np.ndarray) -> np.ndarray:

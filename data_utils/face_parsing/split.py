@@ -18,7 +18,7 @@ BINS = 32  # per Lab axis
 GRID, GRID_SPAN = 96, 3.0  # the place map: side in cells, side in head units (mesh heights)
 GRID_TOP = -1.1  # v of its upper edge
 ROUNDS = 4
-EAR_BOTTOM = 0.34  # v of the ear lobes (mouth 0.4, chin 0.68)
+EAR_BOTTOM = 0.36  # v of the ear lobes of a level head (mouth 0.4, chin 0.68)
 REACH_V = np.arange(0.25, 0.56, 0.06)
 COLOUR_WEIGHT = 0.7  # neighbouring pixels are not independent: their evidence counts less than Bayes would have it
 
@@ -52,6 +52,7 @@ class Place:
         y = (np.arange(height) + 0.5) / scale
         z = (x[None, :] + 1j * y[:, None] - b) / a
         self.u, self.v = z.real.astype(np.float32), z.imag.astype(np.float32)
+        self.ear_bottom = EAR_BOTTOM + head.ear_shift(points, a, b)
         oval = fill(points[list(OVAL)], height, width, scale)
         unit = abs(a) * scale
         pad = cv2.copyMakeBorder(oval, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)  # an oval cut by the frame still has an outside
@@ -82,7 +83,7 @@ class SplitModel:
         left, right = (np.interp(v - 0.06, REACH_V, reach).astype(np.float32) for reach in self.hair_reach)
         side = left + (right - left) * _sigmoid(u / 0.05)
         inside = _sigmoid(-d / 0.012)
-        upper = _sigmoid((EAR_BOTTOM - v) / 0.04)  # where ears and forehead lie
+        upper = _sigmoid((place.ear_bottom - v) / 0.04)  # where ears and forehead lie
         prior = np.empty((4,) + u.shape, np.float32)
         prior[FACE_] = inside + (1 - inside) * upper * np.exp(-((np.maximum(d, 0) / 0.17) ** 2))
         fringe = _sigmoid((0.02 - v) / 0.05) * _sigmoid((d + 0.3) / 0.06)
@@ -94,7 +95,8 @@ class SplitModel:
         spread = 0.1 + 0.3 * _sigmoid((below - 0.1) / 0.05)  # the neck is narrower than the jaw, and widens to the shoulders
         central = 0.05 + 0.95 * np.exp(-((np.maximum(across - 0.3, 0) / spread) ** 2))
         prior[NECK_] = (1 - inside) * (1 - upper) * central * np.exp(-np.maximum(below - 0.2, 0) / 0.5)
-        prior[CLOTH_] = (1 - inside) * _sigmoid((below - 0.06 + 0.35 * (across - 0.4)) / 0.05) * 0.9
+        shoulder = (1 - upper) * (1 - side) * lateral * 0.05  # beside the jaw, where no hair hangs
+        prior[CLOTH_] = (1 - inside) * np.maximum(_sigmoid((below - 0.06 + 0.35 * (across - 0.4)) / 0.05) * 0.9, shoulder)
         prior += 1e-4
         if self.map is not None:
             x, y = place.grid()
