@@ -7,7 +7,7 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := $(PY) -m pip install --quiet --quiet --disable-pip-version-check
 DEMO := data/demo
 MODEL := model/demo
 SOURCES := $(shell find submodules -type f -not -path '*/build/*' -not -path '*.egg-info/*' -not -path '*/__pycache__/*' -not -name '*.so')
@@ -32,12 +32,12 @@ test: setup
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 $(VENV)/.python:
-	@for c in "$$CXX" g++ c++ clang++; do command -v $$c >/dev/null 2>&1 && exit 0; done; \
+	@for c in $$CXX g++ c++ clang++; do command -v $$c >/dev/null 2>&1 && exit 0; done; \
 	echo "error: no C++ compiler was found; install one (Debian/Ubuntu: sudo apt install g++; Fedora: sudo dnf install gcc-c++;" \
 	     "macOS: xcode-select --install), or name it in CXX, and run make again" >&2; exit 1
 	@$(or $(PYTHON),false) -c '$(SUPPORTED)' 2>/dev/null || { \
-	echo "error: Python 3.11 or 3.12 is needed and $(or $(PYTHON),none was found,) $(if $(PYTHON),is neither,); install one" \
-	     "(Debian/Ubuntu: sudo apt install python3 python3-venv) or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	echo "error: Python 3.11 or 3.12 is needed and $(if $(PYTHON),$(PYTHON) is neither,none was found); install one" \
+	     "(Debian/Ubuntu: sudo apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@echo "setup 1/3: virtual environment $(VENV) from $(PYTHON)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
