@@ -229,7 +229,8 @@ def remedy(name: str) -> str:
     model = _model(name)
     if model.sources:
         return f"python -m utils.model_store fetch {name} gets it"
-    return f"{model.how} and put it at {REPOSITORY / model.lineage} (licence: {model.licence})"
+    place = REPOSITORY / model.lineage if model.lineage else model.path_in(REPOSITORY / "checkpoints")
+    return f"{model.how} and put it at {place} (licence: {model.licence})"
 
 
 def _model(name: str) -> Model:
