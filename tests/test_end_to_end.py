@@ -1,0 +1,72 @@
+"""The product on a machine with nothing: synthetic clip -> data set -> head -> new speech, through the real programs."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from utils.audio import load_audio
+from utils.files import read_json
+from utils.video import read_frames
+
+SMALL = ["--configs", "arguments/fast.py", "--iterations", "420", "--coarse_iterations", "150", "--densify_until", "300",
+         "--densify_from", "50", "--densify_interval", "50", "--batch_size", "2", "--seed_points", "2000", "--max_points", "6000"]  # fmt: skip
+
+
+def program(*command) -> str:
+    """Run one of the programs as a user would; its output, or a failure that shows it."""
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A 6-second clip at 128 pixels, made, processed, trained for a minute, its held-out frames and a new speech rendered."""
+    root = tmp_path_factory.mktemp("the demo")
+    data, model = root / "data", root / "model"
+    program("data_utils/make_demo.py", "--out", data, "--seconds", 6, "--size", 128)
+    program("data_utils/process.py", data / "demo.mp4", "--size", 128)
+    program("train.py", "-s", data, "--model_path", model, *SMALL)
+    program("render.py", "--model_path", model, "--skip_train")
+    program("metrics.py", "--model_path", model)
+    program("render.py", "--model_path", model, "--custom_aud", data / "speech.wav")
+    return data, model
+
+
+def test_a_speech_that_was_never_heard_becomes_a_video_with_exactly_its_sound(demo):
+    data, model = demo
+    (video,) = (model / "custom").rglob("*_renders.mp4")
+    speech, sound = load_audio(data / "speech.wav"), load_audio(video)
+    assert sum(1 for _ in read_frames(video)) == len(speech) // 640
+    n = min(len(speech), len(sound))
+    assert abs(len(speech) - len(sound)) < 2048
+    assert np.corrcoef(speech[:n], sound[:n])[0, 1] > 0.98
+
+
+def test_the_mouth_of_the_rendered_speech_moves(demo):
+    _, model = demo
+    (video,) = (model / "custom").rglob("*_renders.mp4")
+    frames = np.stack(list(read_frames(video))).astype(float)
+    change = np.abs(np.diff(frames, axis=0)).mean((0, 3))
+    mouth, forehead = change[60:100, 45:83].mean(), change[20:45, 45:83].mean()
+    assert mouth > 1.2 * forehead
+
+
+def test_held_out_frames_look_like_the_filmed_ones(demo):
+    _, model = demo
+    (result,) = read_json(model / "results.json").values()
+    assert result["PSNR_head"] > 20 and result["PSNR"] > 22 and result["FacesFound"] > 0.9
+
+
+def test_running_the_commands_again_does_no_work_twice(demo):
+    data, model = demo
+    before = {path: path.stat().st_mtime_ns for path in (data / "ori_imgs").iterdir()}
+    said = program("data_utils/process.py", data / "demo.mp4", "--size", 128)
+    assert "up to date" in said
+    assert before == {path: path.stat().st_mtime_ns for path in (data / "ori_imgs").iterdir()}
+    trained = (model / "point_cloud" / "iteration_420" / "point_cloud.ply").read_bytes()
+    program("train.py", "-s", data, "--model_path", model, *SMALL)
+    assert (model / "point_cloud" / "iteration_420" / "point_cloud.ply").read_bytes() == trained
