@@ -150,6 +150,7 @@ def _skin_likeness(samples) -> tuple[np.ndarray, np.ndarray]:
     offset = bright - middle
     shade = np.exp(-0.5 * (np.maximum(offset - 0.15, 0) / 0.15) ** 2 - 0.5 * (np.minimum(offset + 0.8, 0) / 0.4) ** 2)
     hue = np.exp(-0.5 * np.maximum(np.sqrt(squared) - 1.2, 0) ** 2)
+    hue *= _sigmoid((ratio @ mean / (mean @ mean) - 0.5) / 0.06)  # shade does not grey the skin: what is half as colourful is cloth
     return (hue * shade).astype(np.float32), (squared < 3**2) & (offset > -0.3)
 
 
