@@ -30,17 +30,17 @@ def composite(rgb: Tensor, alpha: Tensor, backdrop: Tensor, feather: float = 0.0
 
 
 def edge_weight(alpha: Tensor, sigma: float) -> Tensor:
-    """(B, 1, H, W) in [0, 1]: 1 inside the shape `alpha`, about 0.1 at its edge, falling within some `sigma` pixels.
+    """(B, 1, H, W) in [0, 1]: 1 inside the shape `alpha`, about 0.1 at its edge (more where sigma < 1), falling in some `sigma` pixels.
 
-    The shape (alpha over 1/2, its small holes closed) is eroded, then blurred with a Gaussian. What the picture's border
-    cuts off counts as inside, so that shoulders do not fade at the bottom. A wide edge is made at a lower resolution,
-    with a sigma of 1 to 2 pixels there.
+    The shape (alpha with its small holes closed) is eroded, then blurred with a Gaussian. What the picture's border cuts
+    off counts as inside, so that shoulders do not fade at the bottom. A wide edge is made at a lower resolution, with a
+    sigma of 1 to 2 pixels there.
     """
     height, width = alpha.shape[-2:]
     factor = 2 ** max(0, math.floor(math.log2(sigma)))
-    shape = (F.interpolate(alpha, (height // factor, width // factor), mode="area") > 0.5).to(alpha.dtype)
+    shape = F.interpolate(alpha, (height // factor, width // factor), mode="area").sub(0.05).div(0.9).clamp(0, 1)
     sigma /= factor
-    reach = max(1, round(1.25 * sigma))
+    reach = round(1.25 * sigma)
     closed = _shrink(-_shrink(-shape, reach), reach)
     weight = blur(_shrink(closed, reach), gaussian_kernel(sigma), "replicate")
     return F.interpolate(weight, (height, width), mode="bilinear", align_corners=False) if factor > 1 else weight

@@ -50,7 +50,7 @@ def model(trained, tmp_path):
 def speech_features(monkeypatch):
     """The features of the small data set belong to no encoder: its first column is the loudness."""
 
-    def encode(name, samples, frames):
+    def encode(name, samples, frames, label=""):
         features = np.zeros((frames, 12), np.float32)
         features[:, 0] = [np.abs(samples[i * 640 : (i + 1) * 640]).mean() for i in range(frames)]
         return features
