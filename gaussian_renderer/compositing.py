@@ -30,7 +30,7 @@ def composite(rgb: Tensor, alpha: Tensor, backdrop: Tensor, feather: float = 0.0
 
 
 def edge_weight(alpha: Tensor, sigma: float) -> Tensor:
-    """(B, 1, H, W) in [0, 1]: 1 inside the shape `alpha`, about 0.1 at its edge (more where sigma < 1), falling in some `sigma` pixels.
+    """(B, 1, H, W) in [0, 1]: 1 inside the shape `alpha`, about 0.1 at its edge (more where sigma < 1).
 
     The shape (alpha with its small holes closed) is eroded, then blurred with a Gaussian. What the picture's border cuts
     off counts as inside, so that shoulders do not fade at the bottom. A wide edge is made at a lower resolution, with a
