@@ -74,11 +74,9 @@ def _one_image(means, quats, scales, opacities, payload, viewmat, K, width, heig
     half2 = box**2 - torch.stack([(f * Tu * Tu).sum(1), (f * Tv * Tv).sum(1)], 1)
     radius = half2.amax(1).clamp_min(1e-4).sqrt().clamp(2.121318, 2**20).ceil()
     with torch.no_grad():
-        mean2d = screen / centre[:, 2:]
-        shifted = torch.stack([Tu - mean2d[:, :1] * Tw, Tv - mean2d[:, 1:] * Tw], 1)[:, :, :2]
-        ad, bc = shifted[:, 0, 0] * shifted[:, 1, 1], shifted[:, 0, 1] * shifted[:, 1, 0]
+        edge = (axes[:, :, 2] * centre).sum(1)
         alive = finite & (centre[:, 2] > near) & (opacities > MIN_ALPHA) & (denominator[:, 0] != 0)
-        alive &= (ad - bc).abs() > 1e-6 * (ad.abs() + bc.abs())
+        alive &= (edge**2 > 1e-12 * (centre * centre).sum(1)) & (scales != 0).all(1)  # seen edge-on; without area
     order = torch.argsort(torch.where(alive, centre[:, 2], torch.inf).float(), stable=True)
     count = int(alive.sum())
     order = order[:count]

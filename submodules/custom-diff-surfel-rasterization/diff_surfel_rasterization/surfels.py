@@ -29,7 +29,8 @@ class SurfelImages:
     @property
     def screen_grad(self) -> Tensor | None:
         """(B, N, 2) after `backward()`, else None: (dL/dT_u2, dL/dT_v2) depth (W, H)/2, the densification signal of 2DGS,
-        T being each surfel's world-to-pixel homography. Filled by `backward()`, not by `torch.autograd.grad`."""
+        T being each surfel's world-to-pixel homography. Filled by `backward()`; None after `torch.autograd.grad` or under
+        `torch.compile`."""
         return None if self._screen is None else self._screen.grad
 
 
@@ -143,7 +144,7 @@ def draw(c: SurfelCall, screen: Tensor | None) -> SurfelImages:
             payload = torch.cat([t.expand(ops.batch_size(*parts), -1, -1) for t in parts], dim=2)
     inputs = (c.means, c.quats, c.scales, c.opacities, payload, c.viewmats, c.Ks, c.background)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, screen))
-    if save and screen is None:
+    if save and screen is None and not torch.compiler.is_compiling():  # a compiled graph cannot hand out a new leaf
         screen = c.means.new_zeros(c.batch, c.means.shape[1], 2).requires_grad_()
     out = ops.forward_op(*inputs, screen, c.width, c.height, c.near, c.far, c.cutoff, ",".join(c.aux), save)
     named = dict(zip(("features", "alpha", *ops.AUX_NAMES, "radii"), out, strict=False))

@@ -68,8 +68,9 @@ template <class T> SURFEL_FN bool make_frame(const Camera<T>& cam, const SurfelI
   o.f = sv * o.tv[2];
   o.det = o.a * o.d - o.b * o.c;
   o.box = 9 * (o.e * o.e + o.f * o.f) - o.p[2] * o.p[2];
-  // Edge-on: an exactly edge-on surfel covers no pixel (its depth is 0 wherever it is defined).
-  return absolute(o.det) > T(1e-6) * (absolute(o.a * o.d) + absolute(o.b * o.c)) && o.box != T(0);
+  // Seen edge-on, a surfel covers no pixel (its depth is 0 wherever it is defined); det is proportional to the cosine tested here.
+  const T edge = dot3(o.p, o.normal);
+  return edge * edge > T(1e-12) * dot3(o.p, o.p) && absolute(o.det) > T(0) && o.box != T(0);
 }
 
 template <class T> SURFEL_FN T facing(const Frame<T>& o) { return dot3(o.p, o.normal) > T(0) ? T(-1) : T(1); }

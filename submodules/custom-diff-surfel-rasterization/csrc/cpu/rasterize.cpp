@@ -152,15 +152,18 @@ template <class T> bool all_finite(const T* v, int64_t count) {
   return sum == T(0);
 }
 
+// Threads for so many tasks: starting one costs more than a small image.
+int worthwhile(int64_t threads, int64_t tasks) { return (int)std::max<int64_t>(1, std::min(threads, tasks)); }
+
 // Projects every surfel of image b and lists, for each tile, the surfels that touch it from front to back.
 template <class T> void prepare(const Call& c, int64_t b, const Kernels<T>& kernels, Image<T>& image, int32_t* radii) {
   const ImageInputs<T> in(c, b);
   const int64_t N = c.surfels;
-  const int threads = (int)c.threads;
   image.camera = camera_of(at<T>(c.viewmats, c.s_viewmats, b), at<T>(c.Ks, c.s_Ks, b));
   image.columns = int((c.width + kTile - 1) / kTile);
   image.rows = int((c.height + kTile - 1) / kTile);
   const int tiles = image.columns * image.rows, chunk_count = int((N + kChunk - 1) / kChunk);
+  const int threads = worthwhile(c.threads, chunk_count / 4);
   image.records.reserve(N);
   uint32_t* const slot_start = image.slot_start.reserve(N + 1);
   int* const cursor = image.cursor.reserve(tiles);
@@ -280,7 +283,7 @@ int channel_path(int64_t channels) {
 template <class T, class Kernel, class Setup>
 void for_each_tile(const Call& c, Image<T>& image, const TileJob<T>& common, Kernel kernel, Setup setup) {
   const int tiles = image.columns * image.rows;
-#pragma omp parallel num_threads((int)c.threads)
+#pragma omp parallel num_threads(worthwhile(c.threads, tiles / 4))
   {
     Buffer<T> scratch;
     TileJob<T> j = common;
@@ -336,7 +339,7 @@ template <class T> void backward(const Call& c) {
     T* const d_opacities = at<T>(c.d_opacities, c.s_opacities, b);
     T* const d_features = at<T>(c.d_features, c.s_features, b);
     T* const d_screen = at<T>(c.d_screen, 2 * c.surfels, b);
-#pragma omp parallel for schedule(static) num_threads((int)c.threads)
+#pragma omp parallel for schedule(static) num_threads(worthwhile(c.threads, c.surfels / 1024))
     for (int64_t n = 0; n < c.surfels; n++) {
       const uint32_t first = image.slot_start[n], end = image.slot_start[n + 1];
       if (first == end) continue;
@@ -365,7 +368,7 @@ template <class T> void sh_forward(const ShCall& c) {
     camera_position(camera_of<T>(at<T>(c.viewmats, c.s_viewmats, b), nullptr), eye);
     const T *means = at<T>(c.means, c.s_means, b), *sh = at<T>(c.sh, c.s_sh, b);
     T* const out = at<T>(c.colours, 3 * c.surfels, b);
-#pragma omp parallel for schedule(static) num_threads((int)c.threads)
+#pragma omp parallel for schedule(static) num_threads(worthwhile(c.threads, c.surfels / 1024))
     for (int64_t n = 0; n < c.surfels; n++)
       sh_colour((int)c.degree, means + 3 * n, eye, sh + 3 * c.coefficients * n, out + 3 * n);
   }
@@ -377,7 +380,7 @@ template <class T> void sh_backward(const ShCall& c) {
     camera_position(camera_of<T>(at<T>(c.viewmats, c.s_viewmats, b), nullptr), eye);
     const T *means = at<T>(c.means, c.s_means, b), *sh = at<T>(c.sh, c.s_sh, b), *g = at<T>(c.g_colours, 3 * c.surfels, b);
     T *const d_means = at<T>(c.d_means, c.s_means, b), *const d_sh = at<T>(c.d_sh, c.s_sh, b);
-#pragma omp parallel for schedule(static) num_threads((int)c.threads)
+#pragma omp parallel for schedule(static) num_threads(worthwhile(c.threads, c.surfels / 1024))
     for (int64_t n = 0; n < c.surfels; n++)
       sh_colour_backward((int)c.degree, means + 3 * n, eye, sh + 3 * c.coefficients * n, g + 3 * n,
                          d_means ? d_means + 3 * n : nullptr, d_sh ? d_sh + 3 * c.coefficients * n : nullptr);
