@@ -7,7 +7,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 AUDIO_WINDOW = 8  # rows i-4 .. i+3 of the audio features describe frame i
 TOKEN_NAMES = ("audio", "expression", "camera", "frame", "null")
@@ -160,7 +159,7 @@ class ConditionEncoder(nn.Module):
 
 def audio_windows(features: Tensor, rows: Tensor) -> Tensor:
     """(F, D) features and (B,) row indices -> (B, 8, D): rows i-4 .. i+3, zeros beyond either end (lineage.md 4.3)."""
-    half = AUDIO_WINDOW // 2
-    padded = F.pad(features, (0, 0, half, half))
     last = len(features) - 1  # the container may hold one frame more than the audio describes
-    return padded[rows.clamp(max=last)[:, None] + torch.arange(AUDIO_WINDOW)]
+    index = rows.clamp(max=last)[:, None] + torch.arange(AUDIO_WINDOW) - AUDIO_WINDOW // 2
+    inside = (index >= 0) & (index <= last)
+    return features[index.clamp(0, last)] * inside[..., None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -83,9 +84,12 @@ class TalkingDatasetReader:
     def backdrop(self, i: int) -> np.ndarray:
         """(H, W, 3) uint8: the torso without its head over the background plate; what the rendered head is put on."""
         torso = read_rgba(self.folder.require(self.folder.torso(i))).astype(np.float32)
-        plate = read_rgb(self.folder.background)
         alpha = torso[..., 3:] / 255.0
-        return (torso[..., :3] * alpha + plate * (1 - alpha) + 0.5).astype(np.uint8)
+        return (torso[..., :3] * alpha + self._plate * (1 - alpha) + 0.5).astype(np.uint8)
+
+    @functools.cached_property
+    def _plate(self) -> np.ndarray:
+        return read_rgb(self.folder.background)
 
     def landmarks(self, i: int) -> np.ndarray:
         """(68, 2) float32 pixels, iBUG order."""
