@@ -2,8 +2,8 @@
 
     python benchmarks/rasterizer.py [--quick] [--threads 2]
 
-Rows: size, images a call, surfels, channels, forward ms, backward ms, peak memory above the inputs. The last rows set the rasterizer
-beside the dense plain-torch reference at a size which that can run.
+Rows: size, images a call, surfels, channels, forward ms, backward ms, growth of the process's peak memory. The last rows set the
+rasterizer beside the dense plain-torch reference at a size which that can run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def head_scene(count: int, batch: int, size: int, channels: int, sigma_px: float
 
     torso = count // 4
     parts = [shell(count - torso, (0.40, 0.54, 0.46), (0.0, -0.12, 0.0)), shell(torso, (0.80, 0.42, 0.36), (0.0, 0.78, 0.05))]
-    means, facing = (torch.cat(t)[torch.randperm(count, generator=torch.Generator().manual_seed(seed))] for t in zip(*parts, strict=True))
+    storage = torch.randperm(count, generator=rng)
+    means, facing = (torch.cat(t)[storage] for t in zip(*parts, strict=True))
     facing = torch.nn.functional.normalize(facing + 0.15 * normal(count, 3), dim=1)
     kind, level = uniform(count), uniform(count)
     opacity = torch.where(kind < 0.5, 0.80 + 0.19 * level, torch.where(kind < 0.8, 0.30 + 0.50 * level, 0.02 + 0.28 * level))

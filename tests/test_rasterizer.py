@@ -170,7 +170,8 @@ def test_other_vector_instructions_give_the_same_image(level, tmp_path):
         "from rasterizer_scenes import *\n"
         "folder = sys.argv[1]; call = leaves(torch.load(folder + '/scene.pt'))\n"
         "out = rasterize_surfels(**call, aux=AUX); random_loss(maps(out, AUX)).backward()\n"
-        "torch.save([cpu_level(), {k: v.detach() for k, v in maps(out, AUX).items()}, {n: call[n].grad for n in LEAVES}], folder + '/out.pt')\n"
+        "images = {k: v.detach() for k, v in maps(out, AUX).items()}\n"
+        "torch.save([cpu_level(), images, {n: call[n].grad for n in LEAVES}], folder + '/out.pt')\n"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=os.environ | {"SURFEL_CPU": level}, check=True)
     used, images, gradients = torch.load(tmp_path / "out.pt")

@@ -78,7 +78,9 @@ def test_float32_gradients_are_within_rounding_of_the_float64_reference(aux):
 
 
 def test_the_clamp_at_099_lets_the_gradient_through():
-    arguments = scene(count=1, channels=1, scales=(2.0, 2.0)) | dict(means=torch.zeros(1, 1, 3, dtype=torch.float64), background=None)
+    arguments = scene(count=1, channels=1, scales=(2.0, 2.0)) | dict(
+        means=torch.zeros(1, 1, 3, dtype=torch.float64), background=None
+    )
     arguments |= dict(opacities=torch.ones(1, 1, dtype=torch.float64), features=torch.ones(1, 1, 1, dtype=torch.float64))
     call = leaves(arguments, ("opacities",))
     alpha = rasterize_surfels(**call).alpha

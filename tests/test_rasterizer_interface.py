@@ -209,4 +209,5 @@ def test_the_2dgs_interface_refuses_what_it_cannot_do():
 
 def test_mark_visible_is_beyond_the_near_plane():
     s = settings(viewmatrix=torch.eye(4))
-    assert GaussianRasterizer(s).markVisible(torch.tensor([[0, 0, 0.1], [0, 0, 0.3], [0, 0, -1.0]])).tolist() == [False, True, False]
+    points = torch.tensor([[0, 0, 0.1], [0, 0, 0.3], [0, 0, -1.0]])
+    assert GaussianRasterizer(s).markVisible(points).tolist() == [False, True, False]

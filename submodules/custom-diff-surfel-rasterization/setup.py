@@ -3,6 +3,7 @@
 The inner kernels are compiled once per CPU generation and chosen at run time, so the library runs on any CPU of the architecture.
 CXX and CXXFLAGS are honoured.
 """
+
 import os
 import platform
 import shlex

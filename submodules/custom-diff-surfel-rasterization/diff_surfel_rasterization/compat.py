@@ -1,7 +1,8 @@
 """The call interface of the 2DGS rasterizer over `rasterize_surfels`, so that code written for it runs unchanged.
 
 That module samples pixels at integer coordinates and maps x_ndc to (W x_ndc + W - 1)/2; ours samples at + 0.5 with
-c_x = W/2 (1 + P02): the same pixels of the same image. Near plane 0.2, far 100, blending limited to the tiles of the 3-sigma square.
+c_x = W/2 (1 + P02): the same pixels of the same image. Near plane 0.2, far 100; blending is limited to the tiles of the 3-sigma
+square.
 """
 
 from typing import NamedTuple
@@ -88,10 +89,11 @@ class GaussianRasterizer(nn.Module):
     def forward(
         self, means3D, means2D, opacities, shs=None, colors_precomp=None, scales=None, rotations=None, cov3D_precomp=None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """means3D (P, 3); means2D (P, 2 or 3), whose .grad receives the densification signal; opacities (P, 1); one of shs (P, M, 3)
-        and colors_precomp (P, C); scales (P, 2); rotations (P, 4) wxyz.
+        """means3D (P, 3); means2D (P, 2 or 3), whose .grad receives the densification signal; opacities (P, 1); one of
+        shs (P, M, 3) and colors_precomp (P, C); scales (P, 2); rotations (P, 4) wxyz.
 
-        Returns colour (C, H, W), radii (P,) int32, allmap (7, H, W): depth, alpha, normal (3, camera space), median depth, distortion.
+        Returns colour (C, H, W), radii (P,) int32, allmap (7, H, W): depth, alpha, normal (3 planes, camera space), median depth,
+        distortion.
         """
         return rasterize_gaussians(
             means3D, means2D, shs, colors_precomp, opacities, scales, rotations, cov3D_precomp, self.raster_settings

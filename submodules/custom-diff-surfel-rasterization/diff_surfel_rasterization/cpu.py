@@ -16,7 +16,7 @@ def _fields(kind, names: str) -> list:
     return [(name, kind) for name in names.split()]
 
 
-class _Call(ctypes.Structure):  # mirrors struct Call of csrc/cpu/rasterize.cpp
+class _Call(ctypes.Structure):  # mirrors struct Call of csrc/cpu/call.h
     _fields_ = (
         _fields(_I, "batch surfels channels width height aux cutoff threads")
         + _fields(_D, "near far")
@@ -29,9 +29,8 @@ class _Call(ctypes.Structure):  # mirrors struct Call of csrc/cpu/rasterize.cpp
 
 
 class _ShCall(ctypes.Structure):  # mirrors struct ShCall
-    _fields_ = (
-        _fields(_I, "batch surfels coefficients degree threads s_means s_sh s_viewmats")
-        + _fields(_P, "means sh viewmats colours g_colours d_means d_sh")
+    _fields_ = _fields(_I, "batch surfels coefficients degree threads s_means s_sh s_viewmats") + _fields(
+        _P, "means sh viewmats colours g_colours d_means d_sh"
     )
 
 
@@ -87,7 +86,9 @@ def _check(status: int) -> None:
 
 
 @ops.forward_op.register_kernel("cpu")
-def _forward(means, quats, scales, opacities, features, viewmats, Ks, background, screen, width, height, near, far, cutoff, aux, save):
+def _forward(
+    means, quats, scales, opacities, features, viewmats, Ks, background, screen, width, height, near, far, cutoff, aux, save
+):
     names = ops.split_aux(aux)
     outputs = ops.empty_outputs(means, quats, scales, opacities, features, viewmats, Ks, background, width, height, names, save)
     batch = outputs[0].shape[0]
@@ -125,9 +126,7 @@ def _backward(
 
 def _sh_call(means, sh, viewmats, degree, batch):
     inputs = [t.contiguous() for t in (means, sh, viewmats)]
-    call = _ShCall(
-        batch=batch, surfels=means.shape[1], coefficients=sh.shape[2], degree=degree, threads=torch.get_num_threads()
-    )
+    call = _ShCall(batch=batch, surfels=means.shape[1], coefficients=sh.shape[2], degree=degree, threads=torch.get_num_threads())
     for name, t in zip(("means", "sh", "viewmats"), inputs, strict=True):
         setattr(call, name, _pointer(t))
         setattr(call, "s_" + name, _stride(t))

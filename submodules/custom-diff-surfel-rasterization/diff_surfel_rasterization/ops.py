@@ -50,7 +50,8 @@ def _no_kernel(name: str):
     return missing
 
 
-_INPUTS = "Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor features, Tensor viewmats, Tensor Ks, Tensor? background"
+_SURFELS = "Tensor means, Tensor quats, Tensor scales, Tensor opacities, Tensor features"
+_INPUTS = f"{_SURFELS}, Tensor viewmats, Tensor Ks, Tensor? background"
 _VIEW = "int width, int height, float near, float far, str cutoff, str aux"
 
 forward_op = torch.library.custom_op(
@@ -59,7 +60,8 @@ forward_op = torch.library.custom_op(
     mutates_args=(),
     device_types=(),
     schema=f"({_INPUTS}, Tensor? screen, {_VIEW}, bool save) -> "
-    "(Tensor features, Tensor alpha, Tensor depth, Tensor normal, Tensor median_depth, Tensor distortion, Tensor radii, Tensor state)",
+    "(Tensor features, Tensor alpha, Tensor depth, Tensor normal, Tensor median_depth, Tensor distortion, "
+    "Tensor radii, Tensor state)",
 )
 backward_op = torch.library.custom_op(
     "surfel::rasterize_backward",
@@ -86,9 +88,7 @@ sh_backward_op = torch.library.custom_op(
 
 @forward_op.register_fake
 def _(means, quats, scales, opacities, features, viewmats, Ks, background, screen, width, height, near, far, cutoff, aux, save):
-    return empty_outputs(
-        means, quats, scales, opacities, features, viewmats, Ks, background, width, height, split_aux(aux), save
-    )
+    return empty_outputs(means, quats, scales, opacities, features, viewmats, Ks, background, width, height, split_aux(aux), save)
 
 
 @backward_op.register_fake

@@ -32,8 +32,8 @@ def sh_colours(means: Tensor, sh: Tensor, viewmats: Tensor, degree: int) -> Tens
     if degree >= 1:
         basis += [-0.4886025119029199 * y, 0.4886025119029199 * z, -0.4886025119029199 * x]
     if degree >= 2:
-        k = 1.0925484305920792
-        basis += [k * x * y, -k * y * z, 0.31539156525252005 * (3 * z * z - (x * x + y * y + z * z)), -k * x * z, k / 2 * (x * x - y * y)]
+        k, r2 = 1.0925484305920792, x * x + y * y + z * z
+        basis += [k * x * y, -k * y * z, 0.31539156525252005 * (3 * z * z - r2), -k * x * z, k / 2 * (x * x - y * y)]
     if degree >= 3:
         basis += [
             -0.5900435899266435 * y * (3 * x * x - y * y), 2.890611442640554 * x * y * z,
@@ -41,9 +41,8 @@ def sh_colours(means: Tensor, sh: Tensor, viewmats: Tensor, degree: int) -> Tens
             -0.4570457994644658 * x * (4 * z * z - x * x - y * y), 1.445305721320277 * z * (x * x - y * y),
             -0.5900435899266435 * x * (x * x - 3 * y * y),
         ]  # fmt: skip
-    basis = torch.stack(basis, -1)
-    return (torch.einsum("bnk,bnkc->bnc", basis.expand(sh.shape[0], -1, -1) if basis.shape[0] == 1 else basis,
-                         (sh if basis.shape[0] == 1 else sh.expand(basis.shape[0], -1, -1, -1))[:, :, : basis.shape[-1]]) + 0.5).clamp_min(0)  # fmt: skip
+    basis = torch.stack(basis, -1)[..., None]
+    return ((basis * sh[:, :, : basis.shape[2]]).sum(2) + 0.5).clamp_min(0)
 
 
 def _one_image(means, quats, scales, opacities, payload, viewmat, K, width, height, background, near, far, cutoff):
@@ -57,7 +56,7 @@ def _one_image(means, quats, scales, opacities, payload, viewmat, K, width, heig
     centre = means @ view_R.T + view_t
     axes = view_R @ R  # columns: tangents and normal in camera space
     H = torch.stack([axes[:, :, 0] * scales[:, :1], axes[:, :, 1] * scales[:, 1:], centre], -1)
-    K = torch.stack([torch.stack([K[0, 0], 0 * K[0, 0], K[0, 2]]), torch.stack([0 * K[0, 0], K[1, 1], K[1, 2]]), K.new_tensor([0, 0, 1.0])])
+    K = K * K.new_tensor([[1, 0, 1], [0, 1, 1], [0, 0, 1]])  # no skew
     T = K @ H  # (N, 3, 3): pixel (x, y, 1) times depth = T (u, v, 1)
     screen = T[:, :2, 2]  # kept apart so that its gradient can be read
     if screen.requires_grad:

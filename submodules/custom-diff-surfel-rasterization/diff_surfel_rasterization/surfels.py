@@ -89,7 +89,9 @@ def check_arguments(
         sh, features = features if isinstance(features, (tuple, list)) else (features, None)
         _check("features (SH coefficients, since sh_degree is given)", sh, (None, n, None, 3), f"(B or 1, {n}, K, 3)")
         if sh.shape[2] < (sh_degree + 1) ** 2:
-            raise ValueError(f"sh_degree {sh_degree} needs {(sh_degree + 1) ** 2} SH coefficients a channel, features has {sh.shape[2]}")
+            raise ValueError(
+                f"sh_degree {sh_degree} needs {(sh_degree + 1) ** 2} SH coefficients a channel, features has {sh.shape[2]}"
+            )
     elif isinstance(features, (tuple, list)):
         raise ValueError("features is a pair (SH, extra features), which needs sh_degree")
     if features is not None or sh is None:

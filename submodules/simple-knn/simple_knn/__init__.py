@@ -17,7 +17,9 @@ def distCUDA2(points: Tensor) -> Tensor:  # noqa: N802  the name Gaussian-splatt
         what = f"{points.dtype} {tuple(points.shape)}" if isinstance(points, Tensor) else type(points).__name__
         raise ValueError(f"points must be a floating-point tensor of shape (N, 3), got {what}")
     if len(points) <= NEIGHBOURS:
-        raise ValueError(f"points must hold at least {NEIGHBOURS + 1} points, so that each has {NEIGHBOURS} neighbours; got {len(points)}")
+        raise ValueError(
+            f"points must hold at least {NEIGHBOURS + 1} points, so that each has {NEIGHBOURS} neighbours; got {len(points)}"
+        )
     dtype = torch.float64 if points.dtype == torch.float64 else torch.float32
     cloud = points.detach().to("cpu", torch.float64).numpy()
     if not torch.isfinite(points).all():
