@@ -55,6 +55,15 @@ def test_a_tone_within_one_frame_lights_the_row_of_that_frame(encoder):
     assert sorted(np.argsort(change)[-2:]) == [20, 37]
 
 
+def test_a_mel_row_lies_on_the_middle_of_its_frame():
+    """So the features of the reversed recording are the reversed features; half a frame aside they would not be."""
+    samples = noise(2)
+    backwards = speech.encode("mel", samples[::-1].copy(), 50)[::-1]
+    forwards = speech.encode("mel", samples, 50)
+    assert deviation(forwards[2:-2], backwards[2:-2]).mean() < 0.05
+    assert deviation(forwards[2:-2], backwards[1:-3]).mean() > 0.3
+
+
 def test_the_log_mel_is_whispers_at_the_beginning_the_middle_and_the_end():
     samples = noise(2.3)
     padded = np.concatenate([samples, np.zeros(SAMPLE_RATE, np.float32)])
