@@ -39,7 +39,10 @@ CUT = 0.4  # correlation of two samples' thumbnails below which the scene is ano
 
 @dataclasses.dataclass
 class Inspection:
-    """Facts of a clip; what forbids its use (`problems`; `fatal` ones even with --force) and what will cost quality."""
+    """Facts of a clip; what forbids its use (`problems`; `fatal` ones even with --force) and what will cost quality.
+
+    Each text reads "what is the matter; what to do".
+    """
 
     facts: dict
     fatal: list[str] = dataclasses.field(default_factory=list)
@@ -74,8 +77,9 @@ def check(video: Path, size: int, scale: float, force: bool) -> Inspection:
     result = inspect(video, size, scale)
     reasons = result.fatal + ([] if force else result.problems)
     if reasons:
+        matters, remedies = zip(*(reason.split("; ", 1) for reason in reasons), strict=True)
         end = "" if result.fatal or force else " (or go on with --force)"
-        raise UserError(f"{video} cannot become a talking head: {'; '.join(reasons)}{end}")
+        raise UserError(f"{video} cannot become a talking head: {', '.join(matters)}; {remedies[0]}{end}")
     result.warnings = result.problems + result.warnings
     return result
 
@@ -144,7 +148,7 @@ def judge_audio(result: Inspection, video: Path, has_audio: bool) -> None:
     loud = sound_facts(samples)["loudness_db"]
     result.facts["loudness_db"] = loud
     if loud < SILENT:
-        result.problems.append(f"its sound is silent ({loud:.0f} dB), and the mouth is learned from the sound")
+        result.problems.append(f"its sound is silent ({loud:.0f} dB), and the mouth is learned from it; use a clip with speech")
     elif loud < QUIET:
         result.warnings.append(f"the sound is very quiet ({loud:.0f} dB); the mouth may follow it poorly")
     clipped = float((np.abs(samples) > 0.999).mean())
