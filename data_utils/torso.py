@@ -49,7 +49,11 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
 
 def on_plate(frame: np.ndarray, classes: np.ndarray, plate: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8: the person of `frame` over the background plate, the edge feathered outward."""
-    return _mix(frame, plate, _feathered(classes != BACKGROUND))
+    alpha = _feathered(classes != BACKGROUND)
+    image = np.where((alpha == 1)[..., None], frame, plate)
+    edge = (alpha > 0) & (alpha < 1)
+    image[edge] = _mix(frame[edge], plate[edge], alpha[edge])
+    return image
 
 
 def torso_image(frame: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -63,9 +67,9 @@ def torso_image(frame: np.ndarray, classes: np.ndarray) -> np.ndarray:
     painted = _paint_cloth(colour, head, cloth, max(1, round(CLOTH_LENGTH * unit)))
     painted = np.maximum(painted, _paint_neck(colour, head, np.isin(classes, FACE_CLASSES), neck, cloth, unit))
     alpha = np.where(head, painted, _feathered(neck | cloth))
-    out = np.dstack([colour, np.round(alpha * 255).astype(np.uint8)])
-    out[out[..., 3] == 0] = 0
-    return out
+    alpha = np.round(alpha * 255).astype(np.uint8)
+    colour *= (alpha > 0)[..., None]
+    return np.dstack([colour, alpha])
 
 
 def _feathered(mask: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 
 from data_utils.face_parsing.mesh import CHIN, OVAL, HeadFrame, fill
+from utils.errors import UserError
 
 FACE_, NECK_, CLOTH_, HAIR_ = range(4)  # the regions the person is split into
 BINS = 32  # per Lab axis
@@ -140,6 +141,8 @@ def _skin_likeness(samples) -> tuple[np.ndarray, np.ndarray]:
     times a wide window on the brightness.
     """
     counts = sum(np.bincount(cells[_cheeks(place)], minlength=BINS**3) for cells, _, place in samples).astype(np.float64)
+    if counts.sum() < 100:
+        raise UserError("the face is too small in the picture to tell skin from cloth; use a smaller --scale, or film closer")
     rgb = cell_colours()
     ratio = np.log(rgb[:, :2] + 0.03) - np.log(rgb[:, 1:] + 0.03)
     bright = np.log(rgb.sum(1) / 3 + 0.03)
@@ -148,9 +151,14 @@ def _skin_likeness(samples) -> tuple[np.ndarray, np.ndarray]:
     centred = ratio - mean
     squared = (centred @ np.linalg.inv(spread) * centred).sum(1)
     offset = bright - middle
-    shade = np.exp(-0.5 * (np.maximum(offset - 0.15, 0) / 0.15) ** 2 - 0.5 * (np.minimum(offset + 0.8, 0) / 0.4) ** 2)
+    # a clip without colour (black and white) tells skin by brightness alone: then the shade may not be deep
+    colourful = mean @ mean / (mean @ mean + 0.003)
+    too_bright, too_dark = np.maximum(offset - 0.15, 0), np.maximum(-offset - 0.3 - 0.5 * colourful, 0)
+    shade = np.exp(-0.5 * (too_bright / 0.15) ** 2 - 0.5 * (too_dark / (0.1 + 0.3 * colourful)) ** 2)
     hue = np.exp(-0.5 * np.maximum(np.sqrt(squared) - 1.2, 0) ** 2)
-    hue *= _sigmoid((ratio @ mean / (mean @ mean) - 0.5) / 0.06)  # shade does not grey the skin: what is half as colourful is cloth
+    # shade does not grey the skin either: what is half as colourful is cloth
+    share = colourful * (ratio @ mean) / (mean @ mean + 1e-9) + 1 - colourful
+    hue *= _sigmoid((share - 0.5) / 0.06)
     return (hue * shade).astype(np.float32), (squared < 3**2) & (offset > -0.3)
 
 
