@@ -47,7 +47,8 @@ def probe(path: Path) -> VideoInfo:
         try:
             first = next(container.decode(video=0), None)
         except av.FFmpegError as error:
-            raise UserError(f"{path} cannot be decoded ({error.strerror}): it is truncated or damaged; export it again as H.264 mp4") from None
+            raise UserError(f"{path} cannot be decoded ({error.strerror}): it is truncated or damaged; export it again as "
+                            "H.264 mp4") from None  # fmt: skip
         if first is None:
             raise UserError(f"{path} holds no decodable picture: it is truncated or damaged; export it again as H.264 mp4")
         width, height = first.width, first.height
