@@ -11,7 +11,6 @@ from scene.attention import TokenAttention
 from scene.condition import ConditionEncoder, Conditions
 from scene.tri_plane import TriPlane
 
-
 MOTION = 0.1  # dm a unit of the position head: lips move by tenths of a decimetre, logits and log scales by units
 
 

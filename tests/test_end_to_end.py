@@ -11,8 +11,10 @@ from utils.audio import load_audio
 from utils.files import read_json
 from utils.video import read_frames
 
-SMALL = ["--configs", "arguments/fast.py", "--iterations", "420", "--coarse_iterations", "150", "--densify_until", "300",
-         "--densify_from", "50", "--densify_interval", "50", "--batch_size", "2", "--seed_points", "2000", "--max_points", "6000"]  # fmt: skip
+SMALL = (
+    "--configs arguments/fast.py --iterations 420 --coarse_iterations 150 --densify_from 50 --densify_until 300 "
+    "--densify_interval 50 --batch_size 2 --seed_points 2000 --max_points 6000"
+).split()
 
 
 def program(*command) -> str:
