@@ -12,7 +12,6 @@ from utils.constants import SAMPLE_RATE
 from utils.errors import UserError
 from utils.files import atomic_path
 
-
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 
 
