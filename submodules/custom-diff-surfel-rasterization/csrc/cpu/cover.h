@@ -40,24 +40,22 @@ template <class T> int cover(const Record<T>& s, const Box& box, int columns, ui
       select(inside, maximum(lo - V(T(0.52)), x_low), nowhere).store(low + i);    // pixel j is touched when low <= j <= high
       select(inside, minimum(hi - V(T(0.48)), x_high), negative(nowhere)).store(high + i);
     }
-    int first[4], final[4];
+    int first[4], end[4];              // columns of blocks
     for (int k = 0; k < 4; k++) {
       const T lo = smaller(smaller(low[k], low[4 + k]), smaller(low[8 + k], low[12 + k]));
       const T hi = larger(larger(high[k], high[4 + k]), larger(high[8 + k], high[12 + k]));
-      first[k] = (int)lo + (lo > T((int)lo));                    // ceil: lo >= 0
-      final[k] = hi < T(first[k]) ? -1 : (int)hi / kBlock;
-      first[k] /= kBlock;
+      first[k] = ((int)lo + (lo > T((int)lo))) / kBlock;         // ceil: lo >= 0
+      end[k] = (int)hi / kBlock + (hi >= T(0));
     }
-    for (int tx = box.x0 / kTile; tx <= box.x1 / kTile; tx++) {
+    for (int tx = box.x0 / kTile; tx <= box.x1 / kTile; tx++) {  // no branches inside: they would be mispredicted
       uint32_t mask = 0;
       for (int k = 0; k < 4; k++) {
-        const int c0 = larger(first[k] - 4 * tx, 0), c1 = smaller(final[k] - 4 * tx, 3);
-        if (c0 <= c1) mask |= (((2u << c1) - (1u << c0)) & 15u) << (4 * k);
+        const int c0 = smaller(larger(first[k] - 4 * tx, 0), 4), c1 = smaller(larger(end[k] - 4 * tx, 0), 4);
+        mask |= (uint32_t)larger((1 << c1) - (1 << c0), 0) << (4 * k);
       }
-      if (mask) {
-        tiles[count] = ty * columns + tx;
-        blocks[count++] = mask;
-      }
+      tiles[count] = ty * columns + tx;
+      blocks[count] = mask;
+      count += mask != 0;
     }
   }
   return count;

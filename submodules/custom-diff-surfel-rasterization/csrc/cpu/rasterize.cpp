@@ -125,7 +125,7 @@ template <class T> void prepare(const Call& c, int64_t b, const Kernels<T>& kern
 
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<uint32_t> tile(tiles), blocks(tiles);
+    std::vector<uint32_t> tile(tiles + 1), blocks(tiles + 1);    // cover writes one past the last
 #pragma omp for schedule(dynamic, 4)
     for (int chunk = 0; chunk < chunk_count; chunk++) {
       auto& list = image.chunks[chunk];
