@@ -14,13 +14,14 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from arguments import read_cfg_args, write_cfg_args
 from scene.cameras import camera_json
 from scene.condition import Conditions
 from scene.deformation import Deformation, Surfels
 from scene.gaussian_model import GaussianModel
+from scene.inference import FrozenDeformation
 from scene.initial_points import initial_points
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.errors import UserError
@@ -37,7 +38,7 @@ class TalkingHead(nn.Module):
         self.iteration = 0
         self.gaussians = gaussians
         self.deformation = Deformation(config, config.audio_features)
-        self._features: Tensor | None = None
+        self._frozen: FrozenDeformation | None = None
 
     @property
     def token_names(self) -> tuple[str, ...]:
@@ -48,7 +49,9 @@ class TalkingHead(nn.Module):
         return self.deformation.canonical(self.gaussians.surfels)
 
     def forward(self, conditions: Conditions) -> Surfels:
-        return self.deformation(self.gaussians.surfels, conditions, self._features)
+        if self._frozen is not None:
+            return self._frozen(conditions)
+        return self.deformation(self.gaussians.surfels, conditions)
 
     @torch.no_grad()
     def bake(self) -> None:
@@ -60,9 +63,9 @@ class TalkingHead(nn.Module):
         values["features_rest"].copy_(surfels.sh[:, 1:])
 
     def freeze(self) -> TalkingHead:
-        """For rendering: no gradients, and the tri-plane is read once instead of every batch."""
+        """For rendering: no gradients, and what no frame changes is worked out once (scene/inference.py)."""
         self.eval().requires_grad_(False)
-        self._features = self.deformation.tri_plane(self.gaussians.surfels.xyz)
+        self._frozen = FrozenDeformation(self.deformation, self.gaussians.surfels)
         return self
 
     def save(self, model_path: Path) -> None:
