@@ -1,8 +1,7 @@
 """Stage 8, the head stabiliser: optical flow tracks and bundle adjustment -> tracks.npz and bundle_adjustment.pt (metres).
 
 Unknown are the 3D keypoints, all poses, and one focal length. The gauge is fixed by what the tracker knows: keypoints are drawn
-towards its surface and poses, weakly, towards its poses. With options.use_3dmm the stage does nothing: transforms.py then takes the
-tracker's own pose.
+towards its surface and poses, weakly, towards its poses. process.py skips the stage with --use_3dmm.
 """
 
 from __future__ import annotations
@@ -38,17 +37,20 @@ from utils.pose import euler_to_matrix, matrix_to_euler
 from utils.progress import progress
 
 # All pixel figures are for a picture side of 512 and scale with it.
-TRACK_NOISE = 0.35  # px
-ROBUST = 3.0  # deviations at which the Cauchy loss turns
+TRACK_NOISE = 0.35  # px, before the clip has shown each track's own, which is held within
+NOISE_BOUNDS = (0.1, 1.0)
+NOISE_FACTOR = 2.0  # neighbouring frames err alike, and skin is not bone: more doubt than the median error alone would say
+ROBUST = 2.0  # deviations at which the Cauchy loss turns
 INDEPENDENT = 40  # neighbouring tracks err together: all of a frame are as informative as about so many independent ones,
 INDEPENDENT_FRAMES = 50  # and to the structure a clip says no more than so many frames
 ANCHOR = 0.05  # dm, of a keypoint about the tracker's surface
-FOCAL_DEVIATION = 0.05  # of the logarithm, about the tracker's
+FOCAL_DEVIATION = 0.02  # of the logarithm, about the tracker's
 POSE_DEVIATION = (np.radians(3), 0.3)  # of a pose about the tracker's: rad, dm
-MOTION_DEVIATION = 0.15  # px a frame squared; halves 6 Hz tremor of tenths of a pixel, leaves nods and all that is larger
+MOTION_DEVIATION = 0.1  # px a frame squared; halves 6 Hz tremor of tenths of a pixel, leaves nods and all that is larger
 STRUCTURE_FRAMES = 1500  # frames that determine points and focal; a longer clip's other frames only get their poses
-FEWEST_VISIBLE, LARGEST_ERROR = 15, 0.6  # keypoints of a frame and px below and above which the report warns
-WORST_TRACKS = 0.25  # share of the keypoints left out after a first look
+FEWEST_VISIBLE, LARGEST_ERROR = 15, 1.0  # keypoints of a frame and px below and above which the report warns
+RAYLEIGH_MEDIAN = 1.177  # median length of a 2D Gaussian of deviation 1
+WORST_TRACKS = 0.5  # share of the keypoints left out after a first look
 
 
 @dataclasses.dataclass
@@ -61,9 +63,7 @@ class Bundle:
 
 
 def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
-    """Writes tracks.npz and bundle_adjustment.pt (unless options.use_3dmm); returns facts for the report."""
-    if options.use_3dmm:
-        return {"backend": "3dmm", "note": "the tracker's own pose is used (--use_3dmm)", "warnings": []}
+    """Writes tracks.npz and bundle_adjustment.pt; returns facts for the report (pixels are those of a 512-pixel side)."""
     flow = load_flow(getattr(options, "flow", "auto"))
     fit, ids = read_fit(folder, getattr(options, "face_model", "auto")), np.array(folder.valid_ids())
     count = len(fit.expression)
@@ -103,15 +103,16 @@ def read_bundle_adjustment(folder: DatasetFolder) -> tuple[Poses, float]:
 
 def _facts(bundle: Bundle, start: Bundle, tracks: Tracks, ids: np.ndarray, centre: np.ndarray, rigid: np.ndarray) -> dict:
     scale = REFERENCE_SIDE / (centre.max() * 2)
-    squared = ((project(bundle.points, bundle.poses, bundle.focal, centre) - tracks.pixels) ** 2).sum(-1) * scale**2
-    error = float(np.sqrt(squared[tracks.visible].mean())) if tracks.visible.any() else float("nan")
+    errors = project(bundle.points, bundle.poses, bundle.focal, centre) - tracks.pixels
+    lengths = np.linalg.norm(errors, axis=2)[tracks.visible] * scale
+    error = float(np.sqrt((lengths**2).mean()))
     jitter, still = still_jitter(rigid_pixels(bundle.poses, bundle.focal, rigid, centre) * scale, ids)
     before, _ = still_jitter(rigid_pixels(start.poses, start.focal, rigid, centre) * scale, ids)
     seen = tracks.visible.sum(1)
     lost = ids[seen < FEWEST_VISIBLE]
     turn = Rotation.from_matrix(bundle.poses.rotation @ start.poses.rotation.transpose(0, 2, 1)).magnitude()
     warnings = []
-    if not error <= LARGEST_ERROR:
+    if error > LARGEST_ERROR:
         warnings.append(f"rigid points miss their tracks by {error:.2f} px; the head may be blurred, covered, or cut to")
     if len(lost):
         warnings.append(f"hardly any point could be followed in {len(lost)} frames, first {lost[0]}; their pose is a guess")
@@ -120,6 +121,7 @@ def _facts(bundle: Bundle, start: Bundle, tracks: Tracks, ids: np.ndarray, centr
         "keypoints": len(bundle.points),
         "visible_share": round(float(tracks.visible.mean()), 3),
         "reprojection_error_px": round(error, 3),
+        "reprojection_median_px": round(float(np.median(lengths)), 3),
         "still_jitter_px": jitter,
         "still_jitter_3dmm_px": before,
         "still_frames": still,
@@ -130,14 +132,14 @@ def _facts(bundle: Bundle, start: Bundle, tracks: Tracks, ids: np.ndarray, centr
 
 
 class BundleProblem:
-    """Reprojection errors of tracks, with `start` as the prior. `free_structure` False keeps points and focal length."""
+    """Reprojection errors of tracks of `noise` (K,) px, with `start` as the prior. not `free_structure`: points, focal stay."""
 
-    def __init__(self, start: Bundle, pixels: np.ndarray, visible: np.ndarray, centre: np.ndarray, motion: SmoothMotion | None,
-                 free_structure: bool = True):  # fmt: skip
+    def __init__(self, start: Bundle, pixels: np.ndarray, visible: np.ndarray, noise: np.ndarray, centre: np.ndarray,
+                 motion: SmoothMotion | None, free_structure: bool = True):  # fmt: skip
         self.start, self.pixels, self.visible, self.centre, self.motion = start, pixels, visible, centre, motion
         self.free_structure = free_structure
         side = centre.max() * 2
-        self.noise = TRACK_NOISE * side / REFERENCE_SIDE
+        self.noise = noise
         self.share = min(1.0, INDEPENDENT / max(1, len(start.points)))
         structure = max(1.0, len(pixels) / INDEPENDENT_FRAMES) * self.share
         self.anchor, self.focal_precision = structure / ANCHOR**2, max(1.0, len(pixels) / INDEPENDENT_FRAMES) / FOCAL_DEVIATION**2
@@ -204,30 +206,29 @@ class BundleProblem:
 def adjust(start: Bundle, tracks: Tracks, ids: np.ndarray, centre: np.ndarray, each=None) -> tuple[Bundle, np.ndarray]:
     """Bundle adjustment of a clip. Returns the result and the indices (K',) of the keypoints it stands on.
 
-    A first solution on frames all over the clip shows which keypoints do not move with the head; they are left out of the second.
+    A first solution on frames all over the clip shows how well each keypoint moves with the head: the worst are left out of the
+    second, the others weigh by their own error.
     """
     side = centre.max() * 2 / REFERENCE_SIDE
     some = np.unique(np.linspace(0, len(ids) - 1, min(STRUCTURE_FRAMES, len(ids))).astype(int))
+    keep = np.flatnonzero(tracks.visible.mean(0) > 0.02)
+    noise = np.full(len(keep), TRACK_NOISE * side)
 
-    def solve(bundle: Bundle, frames: np.ndarray, keep: np.ndarray, free_structure: bool, iterations: int) -> Bundle:
+    def solve(bundle: Bundle, frames: np.ndarray, free_structure: bool = True) -> Bundle:
         motion = SmoothMotion(ids[frames], bundle.poses, bundle.focal, MOTION_DEVIATION * side)
         pixels, visible = tracks.pixels[frames][:, keep], tracks.visible[frames][:, keep]
-        problem = BundleProblem(bundle, pixels, visible, centre, motion, free_structure)
-        return levenberg_marquardt(problem, bundle, iterations, 1e-4, each)
+        problem = BundleProblem(bundle, pixels, visible, noise, centre, motion, free_structure)
+        return levenberg_marquardt(problem, bundle, 15, 1e-4, each)
 
-    keep = np.flatnonzero(tracks.visible.mean(0) > 0.02)
     look = some[:: max(1, len(some) // 300)]
-    first = solve(Bundle(start.poses[look], start.points[keep], start.focal), look, keep, True, 10)
-    keep = keep[_steady(first, tracks.pixels[look][:, keep], tracks.visible[look][:, keep], centre)]
-    bundle = solve(Bundle(start.poses[some], start.points[keep], start.focal), some, keep, True, 15)
+    first = solve(Bundle(start.poses[look], start.points[keep], start.focal), look)
+    error = np.linalg.norm(project(first.points, first.poses, first.focal, centre) - tracks.pixels[look][:, keep], axis=2)
+    shown = tracks.visible[look][:, keep]
+    error = np.array([np.median(error[shown[:, k], k]) if shown[:, k].any() else np.inf for k in range(len(keep))])
+    steady = error <= np.quantile(error, 1 - WORST_TRACKS)
+    keep, noise = keep[steady], np.clip(NOISE_FACTOR * error[steady] / RAYLEIGH_MEDIAN, *(np.array(NOISE_BOUNDS) * side))
+
+    bundle = solve(Bundle(start.poses[some], start.points[keep], start.focal), some)
     if len(some) < len(ids):
-        everywhere = Bundle(start.poses, bundle.points, bundle.focal)
-        bundle = solve(everywhere, np.arange(len(ids)), keep, False, 15)
+        bundle = solve(Bundle(start.poses, bundle.points, bundle.focal), np.arange(len(ids)), free_structure=False)
     return bundle, keep
-
-
-def _steady(bundle: Bundle, pixels: np.ndarray, visible: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """(K,) bool: the keypoints without the largest errors."""
-    error = np.linalg.norm(project(bundle.points, bundle.poses, bundle.focal, centre) - pixels, axis=2)
-    error = np.nanmedian(np.where(visible, error, np.nan), 0)
-    return error <= np.quantile(error, 1 - WORST_TRACKS)

@@ -15,10 +15,11 @@ from utils.dataset_folder import DatasetFolder
 from utils.image import read_parsing, read_rgb
 
 MOST_REFERENCES = 4
-REFERENCE_SPACING = np.radians(8.0)  # a view further than this from every reference gets its own
+REFERENCE_SPACING = np.radians(6.0)  # a view further than this from every reference gets its own
 CANDIDATES = 12  # frames whose sharpness is compared
-KEYPOINTS = 400  # at most, over all references
+KEYPOINTS = 500  # at most, over all references
 KEYPOINT_SPACING = 5  # px at 512
+RIGID_SHARE = 0.5  # of the vertices around a pixel that must be rigid for a keypoint there
 MARGIN = 24  # px at 512 around the rigid region
 
 
@@ -111,7 +112,7 @@ def make_reference(fit: Fit, folder: DatasetFolder, ids: np.ndarray, frame: int,
     front = facing[faces].all(1)
     surface, covered = _rasterise(local, points, toward[:, 2], faces[front], size)
     mask, _ = _rasterise(local, np.repeat(rigid, 3, 1), toward[:, 2], faces[front], size)
-    allowed = (covered & (mask[..., 0] > 0.9)).astype(np.uint8)
+    allowed = (covered & (mask[..., 0] > RIGID_SHARE)).astype(np.uint8)
     parsing = folder.parsing(int(ids[frame]))
     if parsing.exists():  # hair over the forehead and hands are not bone
         skin = np.isin(read_parsing(parsing), FACE_CLASSES)[low[1] : high[1], low[0] : high[0]]
