@@ -38,6 +38,7 @@ class TokenAttention(nn.Module):
         weights = (scores / math.sqrt(split)).softmax(-1)  # (B, N, h, T)
         per_head = self.out.weight.view(width, self.heads, split)
         projected = torch.einsum("bths,whs->bhtw", value, per_head).flatten(1, 2)  # (B, h T, d)
-        mixed = torch.baddbmm(self.out.bias, self.dropout(weights).flatten(2), projected)
-        x = self.norm_attention(features + mixed)
-        return self.norm_hidden(x + self.dropout(self.hidden(x))), weights.mean(2)
+        mixed = torch.baddbmm(features + self.out.bias, self.dropout(weights).flatten(2), projected)  # residual included
+        x = self.norm_attention(mixed).flatten(0, 1)  # rows: in-place ReLU on a view would copy
+        x = self.norm_hidden(x + self.dropout(self.hidden(x)))
+        return x.unflatten(0, (batch, -1)), weights.mean(2)

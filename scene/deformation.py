@@ -47,7 +47,8 @@ class ResidualHeads(nn.Module):
         # the last layers are small, so one block-diagonal product beats slicing the wide hidden tensor
         weight = torch.block_diag(*(layer.weight for layer in layers))
         bias = torch.cat([layer.bias for layer in layers])
-        out = nn.functional.linear(self.first(x.relu()).relu_(), weight, bias)
+        rows = x.reshape(-1, x.shape[-1])  # in-place ReLU on a view of more dimensions would copy the hidden tensor thrice
+        out = nn.functional.linear(self.first(rows.relu()).relu_(), weight, bias).view(*x.shape[:-1], -1)
         return dict(zip(self.last, out.split([layer.out_features for layer in layers], -1), strict=True))
 
 
