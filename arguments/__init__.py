@@ -60,6 +60,7 @@ class OptimizationParams:
     rotation_lr: float = option(1e-3, "quaternions")
     lambda_ssim: float = option(0.2, "weight of 1 - SSIM; L1 has the rest")
     lambda_lips: float = option(0.4, "weight of the L1 inside the lip square")
+    lambda_eyes: float = option(0.2, "weight of the L1 inside the eye squares: blinks are short and small")
     lambda_mask: float = option(0.4, "weight of |alpha - mask|")
     lambda_perceptual: float = option(0.01, "weight of the ST-LPIPS distance (0 saves its network)")
     perceptual_lips_only: bool = option(False, "perceptual distance on the lip square alone: cheaper, for CPUs")

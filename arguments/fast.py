@@ -1,9 +1,9 @@
-"""For machines without a GPU: at most 20k surfels, a narrower network, one perceptual crop of the lips."""
+"""For machines without a GPU: few surfels, a narrower network, one perceptual crop of the lips."""
 
-iterations = 5_000
-coarse_iterations = 1_200
-batch_size = 4
-max_points = 16_000
+iterations = 4_500
+coarse_iterations = 800
+batch_size = 2
+max_points = 12_000
 seed_points = 5_000
 sh_degree = 0
 net_width = 32
@@ -15,5 +15,5 @@ feature_lr = 5e-3
 lambda_perceptual = 0.05
 perceptual_lips_only = True
 densify_from = 200
-densify_until = 3_000
+densify_until = 2_000
 checkpoint_interval = 250

@@ -17,7 +17,7 @@ from utils.constants import PART_CLASSES
 from utils.errors import UserError
 
 PREFETCH = 3  # batches decoded ahead
-LIPS = slice(48, 60)  # outer lip landmarks
+LIPS, RIGHT_EYE, LEFT_EYE = slice(48, 60), slice(36, 42), slice(42, 48)  # landmarks: outer lips, the two eyes
 
 
 @dataclasses.dataclass
@@ -28,6 +28,7 @@ class Batch:
     image: Tensor  # (B, 3, h, w) uint8
     mask: Tensor  # (B, 1, h, w) bool: the part that is modelled
     lips: Tensor  # (B, 1, h, w) bool: a square around the lips
+    eyes: Tensor  # (B, 1, h, w) bool: a square around each eye
     conditions: Conditions  # intrinsics are those of the window
 
 
@@ -70,20 +71,21 @@ class TrainingSet:
     def load(self, ids: list[int]) -> Batch:
         """Decode the frames `ids`."""
         w = self.window
-        images, masks, lips = [], [], np.zeros((len(ids), 1, w.height, w.width), bool)
+        images, masks = [], []
+        lips, eyes = (np.zeros((len(ids), 1, w.height, w.width), bool) for _ in range(2))
         for row, i in enumerate(ids):
             images.append(w.cut(self.reader.image(i)).transpose(2, 0, 1))
             masks.append(self.is_part[w.cut(self.reader.parsing(i))][None])
-            points = self.reader.landmarks(i)[LIPS] - (w.x, w.y)
-            centre, half = points.mean(0), np.ptp(points, 0).max() * 0.6
-            low = np.clip(centre - half, 0, None).astype(int)
-            high = np.clip(centre + half + 1, 0, None).astype(int)
-            lips[row, 0, low[1] : high[1], low[0] : high[0]] = True
+            landmarks = self.reader.landmarks(i) - (w.x, w.y)
+            _mark_square(lips[row, 0], landmarks[LIPS])
+            _mark_square(eyes[row, 0], landmarks[RIGHT_EYE])
+            _mark_square(eyes[row, 0], landmarks[LEFT_EYE])
         conditions = self.reader.conditions(ids)
         conditions.intrinsics = conditions.intrinsics.clone()
         conditions.intrinsics[:, 0, 2] -= w.x
         conditions.intrinsics[:, 1, 2] -= w.y
-        return Batch(ids, torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks)), torch.from_numpy(lips), conditions)
+        image, mask = torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
+        return Batch(ids, image, mask, torch.from_numpy(lips), torch.from_numpy(eyes), conditions)
 
     def batch_ids(self, iteration: int) -> list[int]:
         """Frame ids of an iteration (from 0): shuffled epochs laid end to end, a function of seed and iteration alone."""
@@ -106,3 +108,11 @@ class TrainingSet:
                 if k + PREFETCH < end:
                     queue.append(pool.submit(self.load, self.batch_ids(k + PREFETCH)))
                 yield batch
+
+
+def _mark_square(mask: np.ndarray, points: np.ndarray) -> None:
+    """Set the square around (K, 2) landmarks, a fifth larger than they are wide, in an (H, W) mask."""
+    centre, half = points.mean(0), np.ptp(points, 0).max() * 0.6
+    low = np.clip(centre - half, 0, None).astype(int)
+    high = np.clip(centre + half + 1, 0, None).astype(int)
+    mask[low[1] : high[1], low[0] : high[0]] = True

@@ -69,11 +69,11 @@ def image_losses(config, drawn: Rendering, batch: Batch, perceptual, generator: 
     plain = torch.rand(len(batch.ids), 3, 1, 1, generator=generator).to(device)
     image = drawn.rgb + (1 - drawn.alpha) * plain
     target = batch.image.to(device).float() / 255.0 * mask + plain * (1 - mask)
-    lips = batch.lips.to(device)
     terms = {
         "l1": (1 - config.lambda_ssim) * (image - target).abs().mean(),
         "ssim": config.lambda_ssim * (1 - ssim(image, target)).mean(),
-        "lips": config.lambda_lips * masked_l1(image, target, lips),
+        "lips": config.lambda_lips * masked_l1(image, target, batch.lips.to(device)),
+        "eyes": config.lambda_eyes * masked_l1(image, target, batch.eyes.to(device)),
         "mask": config.lambda_mask * (drawn.alpha - mask).abs().mean(),
     }
     if perceptual is not None:
