@@ -55,7 +55,7 @@ class Clip:
     pose_ids: list[int]
     sound: np.ndarray  # (C, S) for the video
     rate: int
-    features: np.ndarray | None = None  # (len(pose_ids), D); None: the data set's own, row = frame id
+    features: np.ndarray | None = None  # (len(pose_ids), D); None: the data set's own, at the rows of its frames
     truth: bool = False  # also write what was filmed
     pictures: bool = False  # also write every frame as PNG
 
@@ -86,8 +86,9 @@ def split_clip(reader, split: str, prefix: str, pictures: bool) -> Clip:
     """The frames of a split as they were filmed, with their own sound (640 samples a frame, so gaps stay in sync)."""
     ids = reader.splits["val" if split == "test" else split]
     samples = load_audio(reader.folder.require(reader.folder.audio))
-    samples = np.pad(samples, (0, max(0, (ids[-1] + 1) * SAMPLES_PER_FRAME - len(samples)))) if ids else samples
-    pieces = [samples[i * SAMPLES_PER_FRAME : (i + 1) * SAMPLES_PER_FRAME] for i in ids]
+    rows = reader.audio_rows[ids].tolist()
+    samples = np.pad(samples, (0, max(0, (rows[-1] + 1) * SAMPLES_PER_FRAME - len(samples)))) if ids else samples
+    pieces = [samples[row * SAMPLES_PER_FRAME : (row + 1) * SAMPLES_PER_FRAME] for row in rows]
     sound = np.concatenate(pieces)[None] if pieces else np.zeros((1, 0), np.float32)
     return Clip(split, f"{prefix}_{split}", ids, sound, SAMPLE_RATE, truth=True, pictures=pictures)
 
@@ -189,7 +190,7 @@ def render_clip(clip: Clip, reader, draw: Callable, outputs: Outputs, device, ba
 
     def load(start: int):
         ids = clip.pose_ids[start : start + batch]
-        rows = ids if clip.features is None else list(range(start, start + len(ids)))
+        rows = None if clip.features is None else list(range(start, start + len(ids)))
         truth = np.stack([reader.image(i) for i in ids]) if clip.truth else None
         return reader.conditions(ids, rows, clip.features), torch.from_numpy(np.stack([reader.backdrop(i) for i in ids])), truth
 

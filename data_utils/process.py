@@ -40,8 +40,8 @@ STAGES = (
     Stage(8, "bundle_adjustment", "data_utils.bundle_adjustment", (FRAMES, DENSE, "parsing/*.png", "valid.json", "track_params.pt"),
           ("tracks.npz", "bundle_adjustment.pt"), ("flow",)),
     Stage(9, "blendshapes", "data_utils.blendshape_capture", (DENSE,), ("bs.npy",), ("blendshapes",)),
-    Stage(10, "transforms", "data_utils.transforms", (DENSE, "valid.json", "track_params.pt", "bundle_adjustment.pt?"),
-          ("transforms_train.json", "transforms_val.json"), ("use_3dmm",)),
+    Stage(10, "transforms", "data_utils.transforms", (DENSE, "valid.json", "track_params.pt", "bundle_adjustment.pt?", "aud.wav?"),
+          ("transforms_train.json", "transforms_val.json"), ("use_3dmm", "av_offset")),
 )  # fmt: skip
 LAST = STAGES[-1].number
 BYTES_A_PIXEL = 1.5  # on disk, of one frame in all its forms (frame, torso, parsing); 1.3 measured
@@ -57,6 +57,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scale", type=float, default=1.0, help="enlarge the window around the head, e.g. 1.2 (default %(default)s)")
     add("--part", choices=tuple(PART_CLASSES), default="head", help="what train.py will model (default %(default)s)")
     add("--use_3dmm", action="store_true", help="take the face tracker's own pose; no optical flow, no bundle adjustment")
+    add("--av_offset", type=_av_offset, default="auto", metavar="FRAMES", help="move the sound by so many frames of 1/25 s, negative "
+        "= earlier; auto moves it where lips and sound are surely more than a frame apart (default %(default)s)")  # fmt: skip
     add("--force", action="store_true", help="redo the stages even if they are up to date, and take clips that would be refused")
     add("--check", action="store_true", help="only the quality check: its verdict, in seconds")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default %(default)s)")
@@ -65,6 +67,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.quiet = False
     return options
+
+
+def _av_offset(text: str) -> str | int:
+    return text if text == "auto" else int(text)
 
 
 def data_folder(video: Path) -> DatasetFolder:
@@ -91,6 +97,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise UserError(f"--size {options.size}: the frames' side must be a multiple of 16 from 64 to 2048")
     if not 0.5 <= options.scale <= 4:
         raise UserError(f"--scale {options.scale}: the window around the head can be enlarged by 0.5 to 4")
+    if options.av_offset != "auto" and abs(options.av_offset) > FPS:
+        raise UserError(f"--av_offset {options.av_offset}: the sound can be moved by up to {FPS} frames either way")
 
 
 def check_folder(folder: DatasetFolder, options: argparse.Namespace) -> None:

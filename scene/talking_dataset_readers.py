@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from scene.cameras import intrinsics
 from scene.condition import Conditions, audio_windows
-from utils.constants import DM_PER_M, UPPER_FACE_COLUMNS
+from utils.constants import BLINK_COLUMNS, DM_PER_M, UPPER_FACE_COLUMNS
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.files import read_json, read_npy
@@ -18,14 +19,18 @@ from utils.image import read_parsing, read_rgb, read_rgba
 from utils.pose import world_to_view
 
 ENCODER_PREFERENCE = ("ave", "whisper", "hubert", "deepspeech", "mel")
+OTHER_NAMES = {"hubert": ("aud_hu.npy",), "deepspeech": ("aud_ds.npy", "aud.npy")}  # what GaussianTalker and SyncTalk call them
+BLINK_UNIT = "AU45_r"  # OpenFace's column, intensity 0 to 5; 2 is a closed eye
 
 
 class TalkingDatasetReader:
     """One person's clip: ids, cameras, driving signals, and pictures by frame id.
 
     Attributes: `splits` {"train", "val"}: lists of ids; `ids`: both, ascending; `width`, `height`, `focal`, `cx`, `cy`
-    pixels; `encoder` and `audio` (F, D); `expression` (F, 7); `views` (F, 4, 4) world to camera, dm, rows of ids only.
-    Raises UserError naming the missing file and the stage that makes it.
+    pixels; `encoder` and `audio` (F, D); `expression` (F, 7); `views` (F, 4, 4) world to camera, dm, rows of ids only;
+    `audio_rows` (F,): the row of `audio`, and the 640 samples of aud.wav, that belong to a frame (its aud_id).
+    Folders of SyncTalk, ER-NeRF and GaussianTalker are read too (docs/preprocessing.md). Raises UserError naming the missing file
+    and the stage that makes it.
     """
 
     def __init__(self, source_path: Path | str, encoder: str = "auto"):
@@ -38,6 +43,7 @@ class TalkingDatasetReader:
             require(path)
         self.splits: dict[str, list[int]] = {}
         poses: dict[int, np.ndarray] = {}
+        rows: dict[int, int] = {}
         for split in ("train", "val"):
             table = read_json(self.folder.transforms(split))
             unit = {"m": DM_PER_M, "dm": 1.0, "mm": 0.01}.get(table.get("unit", "m"))
@@ -47,6 +53,7 @@ class TalkingDatasetReader:
                 pose = np.array(frame["transform_matrix"], dtype=np.float64)
                 pose[:3, 3] *= unit
                 poses[frame["img_id"]] = pose
+                rows[frame["img_id"]] = frame.get("aud_id", frame["img_id"])
             self.splits[split] = [frame["img_id"] for frame in table["frames"]]
         self.ids = sorted(poses)
         if not self.splits["train"]:
@@ -57,21 +64,47 @@ class TalkingDatasetReader:
         matrices = torch.from_numpy(np.stack([poses[i] for i in self.ids]))
         self.views = torch.zeros(self.ids[-1] + 1, 4, 4)
         self.views[self.ids] = world_to_view(matrices).float()
+        self.audio_rows = torch.arange(self.ids[-1] + 1)
+        self.audio_rows[self.ids] = torch.tensor([rows[i] for i in self.ids])
         self.encoder = self._choose_encoder(encoder)
-        self.audio = read_npy(require(self.folder.audio_features(self.encoder))).astype(np.float32)
-        self.expression = read_npy(require(self.folder.blendshapes))[:, list(UPPER_FACE_COLUMNS)].astype(np.float32)
-        if len(self.expression) <= self.ids[-1]:
-            raise UserError(f"{self.folder.blendshapes} has {len(self.expression)} rows but frame {self.ids[-1]} is listed; "
-                            "run process.py --task 9 again")  # fmt: skip
+        features = read_npy(require(self._audio_file(self.encoder)))
+        self.audio = features.reshape(len(features), -1).astype(np.float32)  # DeepSpeech comes as (F, 16, 29), HuBERT as (F, 2, 1024)
+        self.expression = self._read_expression()
 
     def _choose_encoder(self, wanted: str) -> str:
         if wanted != "auto":
             return wanted
         for name in ENCODER_PREFERENCE:
-            if self.folder.audio_features(name).exists():
+            if self._audio_file(name).exists():
                 return name
         raise UserError(f"{self.folder.root} holds no audio features (aud_<encoder>.npy); "
                         "run data_utils/process.py --task 1 --end_task 1")  # fmt: skip
+
+    def _audio_file(self, encoder: str) -> Path:
+        names = [self.folder.audio_features(encoder), *(self.folder.root / name for name in OTHER_NAMES.get(encoder, ()))]
+        return next((path for path in names if path.exists()), names[0])
+
+    def _read_expression(self) -> np.ndarray:
+        """(F, 7) from bs.npy, else only the blinks from OpenFace's au.csv (GaussianTalker, ER-NeRF), the brows held at 0."""
+        path, units = self.folder.blendshapes, self.folder.root / "au.csv"
+        if path.exists() or not units.exists():
+            rows = read_npy(self.folder.require(path)).astype(np.float32)
+            expression = rows[:, list(UPPER_FACE_COLUMNS)]
+        else:
+            path = units
+            with open(units, newline="", encoding="utf-8-sig") as file:
+                table = list(csv.DictReader(file, skipinitialspace=True))
+            try:
+                blink = np.array([float(row[BLINK_UNIT]) for row in table], np.float32)
+            except (KeyError, TypeError, ValueError):
+                raise UserError(f"{units} has no column of numbers {BLINK_UNIT}; write it again with OpenFace, or run process.py "
+                                "--task 9") from None  # fmt: skip
+            expression = np.zeros((len(blink), len(UPPER_FACE_COLUMNS)), np.float32)
+            for column in BLINK_COLUMNS:
+                expression[:, UPPER_FACE_COLUMNS.index(column)] = np.clip(blink, 0, 2) / 2
+        if len(expression) <= self.ids[-1]:
+            raise UserError(f"{path} has {len(expression)} rows but frame {self.ids[-1]} is listed; run process.py --task 9 again")
+        return expression
 
     def image(self, i: int) -> np.ndarray:
         """(H, W, 3) uint8: the frame as filmed."""
@@ -99,10 +132,10 @@ class TalkingDatasetReader:
                    audio: np.ndarray | None = None) -> Conditions:  # fmt: skip
         """Driving signals of a batch: pose, expression and frame code of `pose_ids`, speech of `audio_rows`.
 
-        `audio` (F, D) defaults to the clip's own features, `audio_rows` to `pose_ids`.
+        `audio` (F, D) defaults to the clip's own features, `audio_rows` to the rows that belong to the frames.
         """
         poses = torch.as_tensor(pose_ids)
-        rows = poses if audio_rows is None else torch.as_tensor(audio_rows)
+        rows = self.audio_rows[poses] if audio_rows is None else torch.as_tensor(audio_rows)
         return Conditions(
             audio=audio_windows(torch.from_numpy(self.audio if audio is None else audio), rows),
             expression=torch.from_numpy(self.expression)[poses],

@@ -34,8 +34,8 @@ def folder(tmp_path) -> DatasetFolder:
     return folder
 
 
-def run(folder: DatasetFolder, use_3dmm: bool = False) -> tuple[dict, dict, dict]:
-    facts = transforms.run(folder, argparse.Namespace(use_3dmm=use_3dmm))
+def run(folder: DatasetFolder, use_3dmm: bool = False, av_offset: str | int = "auto") -> tuple[dict, dict, dict]:
+    facts = transforms.run(folder, argparse.Namespace(use_3dmm=use_3dmm, av_offset=av_offset))
     return facts, *(json.loads(folder.transforms(name).read_text()) for name in ("train", "val"))
 
 
@@ -75,3 +75,12 @@ def test_poses_of_another_clip_are_refused(folder):
     torch.save({"euler": torch.zeros(10, 3), "trans": torch.zeros(10, 3), "focal": torch.ones(1)}, folder.bundle_adjustment)
     with pytest.raises(UserError, match="10 poses, but frame 24"):
         run(folder)
+
+
+@pytest.mark.parametrize("offset", [-3, 2])
+def test_a_moved_sound_is_told_by_the_frames_rows_and_frames_without_sound_are_left_out(folder, offset):
+    facts, train, val = run(folder, av_offset=offset)
+    frames = train["frames"] + val["frames"]
+    assert facts["av_offset_applied"] == offset
+    assert all(frame["aud_id"] == frame["img_id"] - offset for frame in frames)
+    assert [frame["img_id"] for frame in frames] == [i for i in VALID if 0 <= i - offset <= VALID[-1]]
