@@ -45,7 +45,7 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict[str, Any]:
         warnings.append(f"the sound is {missing:.1f} s shorter than the picture; the last frames have no sound of their own")
     if name == "auto":
         name = speech.best_encoder()
-        best = next(iter(speech.ENCODERS))
+        best = next(n for n, encoder in speech.ENCODERS.items() if n == name or not encoder.by_user)
         if name != best:
             warnings.append(f"speech features are {name}, lips follow {best} better; get its weights (python -m utils.model_store)")
     frames = -(-len(samples) // SAMPLES_PER_FRAME)

@@ -31,7 +31,7 @@ from data_utils.pose_solver import (
 )
 from utils.constants import DM_PER_M
 from utils.dataset_folder import DatasetFolder
-from utils.files import atomic_path, write_npz
+from utils.files import write_npz, write_tensors
 from utils.image import read_rgb
 from utils.pose import euler_to_matrix, matrix_to_euler
 from utils.progress import progress
@@ -64,7 +64,7 @@ class Bundle:
 
 def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     """Writes tracks.npz and bundle_adjustment.pt; returns facts for the report (pixels are those of a 512-pixel side)."""
-    flow = load_flow(getattr(options, "flow", "auto"))
+    flow = load_flow(getattr(options, "flow", "auto"), getattr(options, "device", "cpu"))
     fit, ids = read_fit(folder, getattr(options, "face_model", "auto")), np.array(folder.valid_ids())
     count = len(fit.expression)
     fit = dataclasses.replace(fit, poses=fit.poses[ids], expression=fit.expression[ids])
@@ -90,8 +90,7 @@ def write_bundle_adjustment(folder: DatasetFolder, bundle: Bundle, ids: np.ndarr
         "trans": poses.translation / DM_PER_M,
         "focal": np.array([bundle.focal]),
     }
-    with atomic_path(folder.bundle_adjustment) as temporary:
-        torch.save({name: torch.as_tensor(value, dtype=torch.float32) for name, value in params.items()}, temporary)
+    write_tensors(folder.bundle_adjustment, params)
 
 
 def read_bundle_adjustment(folder: DatasetFolder) -> tuple[Poses, float]:

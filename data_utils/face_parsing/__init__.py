@@ -1,13 +1,14 @@
 """Stage 3, face parsing: parsing/{i}.png, the CelebAMask class of every pixel, for every frame with a face.
 
-A back end is an object with `name`, `available()` and `run(clip, todo)` that yields (frame id, (H, W) uint8 classes 0..18) in the
-order of `todo`. BACK_ENDS lists them, best first; `auto` takes the first that is available.
+A back end is an object with `name`, `available()` and `run(clip, todo, device)` that yields (frame id, (H, W) uint8 classes 0..18)
+in the order of `todo`. BACK_ENDS lists them, best first; `auto` takes the first that is available.
 """
 
 from __future__ import annotations
 
 import argparse
 
+from data_utils.face_parsing.bisenet import BiSeNet
 from data_utils.face_parsing.bisenetv2 import BiSeNetV2
 from data_utils.face_parsing.clip import Clip
 from data_utils.face_parsing.embedded import EmbeddedParsing
@@ -17,7 +18,7 @@ from utils.errors import UserError
 from utils.image import write_parsing
 from utils.progress import progress
 
-BACK_ENDS = (BiSeNetV2(), EmbeddedParsing())
+BACK_ENDS = (BiSeNet(), BiSeNetV2(), EmbeddedParsing())
 
 
 def choose(name: str):
@@ -41,7 +42,7 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     bar = progress(label=f"parsing ({back_end.name})", total=len(ids), initial=len(ids) - len(todo))
     with bar:
         if todo:
-            for i, classes in back_end.run(clip, todo):
+            for i, classes in back_end.run(clip, todo, getattr(options, "device", "cpu")):
                 write_parsing(folder.parsing(i), classes)
                 bar.update()
     return {"backend": back_end.name, "frames": len(ids), "parsed_now": len(todo), "warnings": []}

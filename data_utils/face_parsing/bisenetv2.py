@@ -25,8 +25,8 @@ class BiSeNetV2:
     def available(self) -> bool:
         return importlib.util.find_spec("ai_edge_litert") is not None and model_store.find("bisenetv2") is not None
 
-    def run(self, clip: Clip, todo: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (frame id, (H, W) uint8 classes) for the ids of `todo`, in order."""
+    def run(self, clip: Clip, todo: list[int], device: str = "cpu") -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (frame id, (H, W) uint8 classes) for the ids of `todo`, in order; always on the CPU."""
         from ai_edge_litert.interpreter import Interpreter
 
         network = Interpreter(str(model_store.find("bisenetv2")))

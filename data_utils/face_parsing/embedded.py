@@ -34,8 +34,8 @@ class EmbeddedParsing:
     def available(self) -> bool:
         return True
 
-    def run(self, clip: Clip, todo: list[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (frame id, (H, W) uint8 classes) for the ids of `todo`, in order."""
+    def run(self, clip: Clip, todo: list[int], device: str = "cpu") -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (frame id, (H, W) uint8 classes) for the ids of `todo`, in order; always on the CPU."""
         with PersonMask() as person:
             yield from ordered_map(FrameParser(clip, person).parse, todo)
 

@@ -47,39 +47,46 @@ def track(fit: Fit, folder: DatasetFolder, ids: np.ndarray, centre: np.ndarray, 
                         "(is the face blurred or covered?); run process.py with --use_3dmm")  # fmt: skip
     views = view_directions(fit.poses)
 
-    def follow(index: int) -> tuple[np.ndarray, np.ndarray]:
-        image = read_rgb(folder.frame(int(ids[index])))
-        pose = fit.poses[index : index + 1]
-        parts = [_follow(reference, image, pose, fit.focal, centre, flow, float(views[index] @ views[reference.frame]))
+    def follow(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        images = [read_rgb(folder.frame(int(ids[index]))) for index in indices]
+        parts = [_follow(reference, images, fit.poses[indices], fit.focal, centre, flow, views[indices] @ views[reference.frame])
                  for reference in references]  # fmt: skip
-        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+        return tuple(np.concatenate(part, 1) for part in zip(*parts, strict=True))
 
     pixels, visible = np.zeros((len(ids), sum(found), 2), np.float32), np.zeros((len(ids), sum(found)), bool)
-    for index, result in enumerate(progress(ordered_map(follow, range(len(ids))), label="optical flow", total=len(ids))):
-        pixels[index], visible[index] = result
+    batches = [np.arange(i, min(i + flow.batch, len(ids))) for i in range(0, len(ids), flow.batch)]
+    with progress(label=f"optical flow ({flow.name})", total=len(ids)) as bar:
+        for indices, result in zip(batches, ordered_map(follow, batches), strict=True):
+            pixels[indices], visible[indices] = result
+            bar.update(len(indices))
     return Tracks(pixels, visible, np.concatenate([reference.points for reference in references]), chosen)
 
 
-def _follow(reference: Reference, image: np.ndarray, pose: Poses, focal: float, centre: np.ndarray, flow,
-            cosine: float) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Pixels (K, 2) of a reference's keypoints in one frame, and which of them can be trusted (K,)."""
-    count = len(reference.keypoints)
-    if count == 0 or cosine < np.cos(WIDEST_TURN):
-        return np.zeros((count, 2), np.float32), np.zeros(count, bool)
-    scale = max(image.shape[:2]) / REFERENCE_SIDE
-    there = reference.map_to(pose, focal, centre)
-    warped = cv2.remap(image, there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    forward, backward = flow(reference.image, warped), flow(warped, reference.image)
-    found = reference.keypoints + _sample(forward, reference.keypoints)
-    back = found + _sample(backward, found)
-    pixels = _sample(there, found) + 0.5
+def _follow(reference: Reference, images: list[np.ndarray], poses: Poses, focal: float, centre: np.ndarray, flow,
+            cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Pixels (B, K, 2) of a reference's keypoints in some frames, and which of them can be trusted (B, K)."""
+    shape = (len(images), len(reference.keypoints))
+    pixels, trusted = np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)
+    near = np.flatnonzero(cosines >= np.cos(WIDEST_TURN))
+    if not len(near) or not shape[1]:
+        return pixels, trusted
+    scale = max(images[0].shape[:2]) / REFERENCE_SIDE
+    maps = [reference.map_to(poses[i : i + 1], focal, centre) for i in near]
+    warped = [cv2.remap(images[i], there, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+              for i, there in zip(near, maps, strict=True)]  # fmt: skip
+    still = [reference.image] * len(near)
+    size = np.array(images[0].shape[1::-1])
+    for i, there, forward, backward in zip(near, maps, flow.flows(still, warped), flow.flows(warped, still), strict=True):
+        found = reference.keypoints + _sample(forward, reference.keypoints)
+        back = found + _sample(backward, found)
+        pixels[i] = _sample(there, found) + 0.5
 
-    camera = reference.points @ pose.rotation[0].T + pose.translation[0]
-    facing = -((reference.normals @ pose.rotation[0].T) * camera).sum(1) / np.linalg.norm(camera, axis=1)
-    size = np.array(image.shape[1::-1])
-    inside = ((pixels > 1) & (pixels < size - 1)).all(1)
-    agrees = np.linalg.norm(back - reference.keypoints, axis=1) < CONSISTENT * scale
-    return pixels, inside & agrees & (facing > FACING)
+        camera = reference.points @ poses.rotation[i].T + poses.translation[i]
+        facing = -((reference.normals @ poses.rotation[i].T) * camera).sum(1) / np.linalg.norm(camera, axis=1)
+        inside = ((pixels[i] > 1) & (pixels[i] < size - 1)).all(1)
+        agrees = np.linalg.norm(back - reference.keypoints, axis=1) < CONSISTENT * scale
+        trusted[i] = inside & agrees & (facing > FACING)
+    return pixels, trusted
 
 
 def _sample(field: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ _BLOCK = 1000  # video frames at once
 class MelEncoder:
     """80 mel bands of a video frame: the weighted mean of the five 10 ms spectra in it, in Whisper's scale (about -0.6..1.5)."""
 
-    name, dim = "mel", BANDS
+    name, dim, by_user = "mel", BANDS, False
 
     def available(self) -> bool:
         return True

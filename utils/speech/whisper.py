@@ -34,7 +34,7 @@ def _model(path: str):
 class WhisperEncoder:
     """384 features a video frame, in the scale of the encoder's last layer norm (about zero mean, deviation 0.3 to 5)."""
 
-    name, dim = "whisper", 384
+    name, dim, by_user = "whisper", 384, False
 
     def available(self) -> bool:
         return model_store.find("whisper_tiny_en") is not None
