@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import re
 import time
@@ -25,39 +24,24 @@ import torch
 
 from arguments import read_cfg_args
 from gaussian_renderer import render_batch
-from gaussian_renderer.compositing import colour_map, composite, from_bytes, to_bytes
-from scene import load_avatar
+from gaussian_renderer.compositing import from_bytes, to_bytes
+from gaussian_renderer.outputs import Clip, Outputs
+from gaussian_renderer.paste import PASTES, Backdrops, put_on
+from scene import TalkingHead, load_avatar
+from scene.condition import AUDIO_WINDOW, Conditions
 from scene.talking_dataset_readers import TalkingDatasetReader
-from utils import speech
-from utils.audio import load_audio, load_sound
-from utils.constants import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
-from utils.contact_sheet import fit, grid, label
+from utils import driving, encoders, speech
+from utils.audio import Recording, Sound, load_audio, open_sound
+from utils.constants import BLINK_COLUMNS, FPS, JAW_OPEN_COLUMN, SAMPLE_RATE, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
 from utils.device import choose_device
 from utils.errors import UserError, command_line
-from utils.files import write_json
-from utils.image import write_rgb
-from utils.pipeline import Consumer, prefetch
+from utils.files import read_npy, write_json
+from utils.pipeline import Rows, prefetch
 from utils.progress import progress
-from utils.video import VideoWriter
 
 # Default softness of the edge. The learned alpha is soft already, and beneath a head lies no head but the plate: on held-out
 # frames of dfrf_cnn2 (256 px) 0 gives 32.4 dB and the most natural hair; 1 gives 30.1, 3 gives 27.8 and shines at the jaw.
 FEATHER = 0.0
-MOSAIC_TILE = 256  # height of a tile of the attention mosaic
-
-
-@dataclasses.dataclass
-class Clip:
-    """What to draw: frame k shows the pose, expression and backdrop of `pose_ids[k]`, speaking row k of the audio."""
-
-    split: str  # train, test or custom
-    name: str  # of its files
-    pose_ids: list[int]
-    sound: np.ndarray  # (C, S) for the video
-    rate: int
-    features: np.ndarray | None = None  # (len(pose_ids), D); None: the data set's own, at the rows of its frames
-    truth: bool = False  # also write what was filmed
-    pictures: bool = False  # also write every frame as PNG
 
 
 def parse_time(text: str) -> float:
@@ -65,12 +49,6 @@ def parse_time(text: str) -> float:
     if not re.fullmatch(r"(\d+:){0,2}\d+(\.\d*)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is no time; write hh:mm:ss, mm:ss or seconds")
     return functools.reduce(lambda total, part: 60 * total + float(part), text.split(":"), 0.0)
-
-
-def ping_pong(length: int, count: int, start: int = 0) -> list[int]:
-    """`count` indices into `length` things from `start` on, to the end and back and so on, no index twice at a turn."""
-    period = max(1, 2 * (length - 1))
-    return [min(k % period, period - k % period) if length > 1 else 0 for k in range(start, start + count)]
 
 
 def newest_model(root: Path = Path("model")) -> Path:
@@ -90,99 +68,56 @@ def split_clip(reader, split: str, prefix: str, pictures: bool) -> Clip:
     samples = np.pad(samples, (0, max(0, (rows[-1] + 1) * SAMPLES_PER_FRAME - len(samples)))) if ids else samples
     pieces = [samples[row * SAMPLES_PER_FRAME : (row + 1) * SAMPLES_PER_FRAME] for row in rows]
     sound = np.concatenate(pieces)[None] if pieces else np.zeros((1, 0), np.float32)
-    return Clip(split, f"{prefix}_{split}", ids, sound, SAMPLE_RATE, truth=True, pictures=pictures)
+    return Clip(split, f"{prefix}_{split}", ids, Sound.of(sound, SAMPLE_RATE), truth=True, pictures=pictures)
 
 
-def custom_clip(reader, path: Path, samples: np.ndarray, start: float, prefix: str, pictures: bool) -> Clip:
-    """Any speech `samples` (S,) at 16 kHz; poses run forth and back over the usable frames from second `start` on."""
-    if start * FPS > reader.ids[-1]:
-        raise UserError(f"--ss {start:g} s lies beyond the end of {reader.folder.root} ({reader.ids[-1] / FPS:.1f} s); "
+def custom_clip(reader, args: argparse.Namespace, recording: Recording, prefix: str) -> Clip:
+    """Any speech; poses run forth and back over the usable frames from --ss on. Speech is encoded while it is rendered."""
+    if args.ss is not None and args.ss * FPS > reader.ids[-1]:
+        raise UserError(f"--ss {args.ss:g} s lies beyond the end of {reader.folder.root} ({reader.ids[-1] / FPS:.1f} s); "
                         "choose an earlier start")  # fmt: skip
-    frames = max(1, len(samples) // SAMPLES_PER_FRAME)
-    first = int(np.searchsorted(reader.ids, start * FPS))
-    pose_ids = [reader.ids[k] for k in ping_pong(len(reader.ids), frames, first)]
-    sound, rate = load_sound(path)
-    return Clip("custom", f"{prefix}_custom_{path.stem}", pose_ids, sound, rate,
-                features=speech.encode(reader.encoder, samples, frames, "speech"), pictures=pictures)  # fmt: skip
+    frames = max(1, len(recording) // SAMPLES_PER_FRAME)
+    pose_ids = driving.replayed_ids(reader.ids, frames, None if args.ss is None else round(args.ss * FPS))
+    rows = speech.stream(reader.encoder, recording, frames)
+    if args.smooth_lips:
+        rows = driving.smoothed(rows)
+    if args.close_mouth:
+        levels = driving.frame_levels((block[0] for block in recording.blocks()), frames)
+        rows = driving.gated(rows, driving.silence(levels), silent_row(reader))
+    return Clip("custom", f"{prefix}_custom_{args.custom_aud.stem}", pose_ids, open_sound(args.custom_aud), Rows(rows),
+                driven_expression(reader, pose_ids, args.blink), pictures=args.pictures)  # fmt: skip
 
 
-class Outputs:
-    """Every file of one clip, each written by a thread of its own. A context manager; `put` takes batches."""
-
-    def __init__(self, clip: Clip, folder: Path, stem: str, width: int, height: int, tokens: tuple[str, ...],
-                 **quality):  # fmt: skip
-        """`tokens`: names of the attention maps to draw, none if empty. `quality`: crf, lossless of VideoWriter."""
-        self._clip, self._folder, self._stem, self._tokens, self._quality = clip, folder, stem, tokens, quality
-        self._size = width, height
-        self._tile = MOSAIC_TILE * width // height // 2 * 2, MOSAIC_TILE
-        self._stack = contextlib.ExitStack()
-        self._writers: list[VideoWriter] = []
-        self._consumers: dict[str, list[Consumer]] = {"renders": [], "gt": [], "attention": []}
-        self.video = folder / f"{stem}_renders.mp4"
-
-    def __enter__(self) -> Outputs:
-        with contextlib.ExitStack() as self._stack:
-            self._movie("renders", "renders", lambda frame: frame)
-            if self._clip.truth:
-                self._movie("gt", "gt", lambda frame: frame)
-            for kind in ("renders", "gt")[: 1 + self._clip.truth] if self._clip.pictures else ():
-                self._pictures(kind)
-            for k, token in enumerate(self._tokens):
-                self._movie("attention", f"attention_{token}", functools.partial(self._map, k))
-            if self._tokens:
-                rows = -(-(len(self._tokens) + 2) // 3)
-                self._movie("attention", "attention", self._mosaic, (3 * self._tile[0], rows * self._tile[1]))
-            self._stack = self._stack.pop_all()
-        return self
-
-    def _movie(self, kind: str, name: str, draw: Callable, size: tuple[int, int] | None = None) -> None:
-        path = self._folder / f"{self._stem}_{name}.mp4"
-        writer = VideoWriter(path, *(size or self._size), self._clip.sound, self._clip.rate, **self._quality)
-        self._writers.append(self._stack.enter_context(writer))
-        self._consume(kind, lambda items: [writer.add(draw(item)) for item in items])
-
-    def _pictures(self, kind: str) -> None:
-        folder = self._folder / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("[0-9]*.png"):
-            old.unlink()
-        paths = (folder / f"{k:05d}.png" for k in range(len(self._clip.pose_ids)))
-        self._consume(kind, lambda frames: [write_rgb(next(paths), frame) for frame in frames])
-
-    def _consume(self, kind: str, consume: Callable) -> None:
-        self._consumers[kind].append(self._stack.enter_context(Consumer(consume)))
-
-    def _map(self, k: int, item: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return label(colour_map(item[1][k]), self._tokens[k])
-
-    def _mosaic(self, item: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """RGB and the attention maps as labelled tiles in rows of three, the last cell explaining the colours."""
-        frame, weights = item
-        tiles = [label(fit(frame, *self._tile), "render")]
-        tiles += [label(colour_map(fit(w, *self._tile)), token) for token, w in zip(self._tokens, weights, strict=True)]
-        scale = np.zeros((*self._tile[::-1], 3), np.uint8)
-        bar = np.linspace(0, 255, self._tile[0] - 40).astype(np.uint8)
-        scale[100:130, 20 : 20 + len(bar)] = colour_map(bar[None])
-        return grid([*tiles, label(scale, "weight: 0 to 1")], 3, gap=0)
-
-    def put(self, frames: np.ndarray, weights: np.ndarray | None, truth: np.ndarray | None) -> None:
-        """A batch: frames (B, H, W, 3), attention weights (B, T, H, W), what was filmed (B, H, W, 3), all uint8."""
-        for kind, items in (("renders", frames), ("gt", truth)):
-            for consumer in self._consumers[kind]:
-                consumer.put(items)
-        for consumer in self._consumers["attention"]:
-            consumer.put(list(zip(frames, weights, strict=True)))
-
-    def end_early(self) -> None:
-        """What was put so far is all there is: the videos end there, with their sound."""
-        for writer in self._writers:
-            writer.end_with_last_frame()
-
-    def __exit__(self, *error) -> None:
-        self._stack.__exit__(*error)
+def silent_row(reader) -> np.ndarray:
+    """(D,) audio features with which the speaker's mouth is shut, from the source clip."""
+    rows = reader.audio_rows[reader.ids].numpy()
+    jaw = np.full(max(len(reader.audio), int(rows.max()) + 1), np.inf, np.float32)
+    blendshapes = reader.folder.blendshapes
+    jaw[rows] = read_npy(blendshapes)[reader.ids, JAW_OPEN_COLUMN] if blendshapes.exists() else 0.0
+    samples = load_audio(reader.folder.require(reader.folder.audio))
+    levels = driving.frame_levels([samples], len(jaw))
+    return driving.closed_mouth_row(reader.audio, levels, jaw, rows.tolist())
 
 
-def render_clip(clip: Clip, reader, draw: Callable, outputs: Outputs, device, batch: int, feather: float) -> bool:
+def driven_expression(reader, pose_ids: list[int], blink: str) -> np.ndarray | None:
+    """(F, 7) the replayed expression with generated blinks, or None where the replayed one serves.
+
+    "auto" generates them where fewer than three a minute are replayed, "generate" always, "replay" never.
+    """
+    columns = [UPPER_FACE_COLUMNS.index(column) for column in BLINK_COLUMNS]
+    replayed = reader.expression[pose_ids]
+    if blink == "replay" or (blink == "auto" and driving.blink_count(replayed[:, columns].mean(1)) >= len(replayed) // (20 * FPS)):
+        return None
+    own = reader.expression[reader.ids][:, columns]
+    opened = np.median(own, 0)
+    shut = np.maximum(np.percentile(own, 99, axis=0), opened + 0.5)
+    expression = replayed.copy()
+    expression[:, columns] = opened + driving.blinks(len(replayed))[:, None] * (shut - opened)
+    return expression
+
+
+def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, outputs: Outputs, device, batch: int,
+                feather: float) -> bool:  # fmt: skip
     """Draw all frames of `clip` into `outputs`; `draw(conditions)` gives a gaussian_renderer.Rendering.
 
     Returns False if Ctrl-C ended it early (what was drawn is kept), True otherwise.
@@ -190,29 +125,40 @@ def render_clip(clip: Clip, reader, draw: Callable, outputs: Outputs, device, ba
 
     def load(start: int):
         ids = clip.pose_ids[start : start + batch]
-        rows = None if clip.features is None else list(range(start, start + len(ids)))
         truth = np.stack([reader.image(i) for i in ids]) if clip.truth else None
-        return reader.conditions(ids, rows, clip.features), torch.from_numpy(np.stack([reader.backdrop(i) for i in ids])), truth
+        return batch_conditions(reader, clip, start, ids), torch.from_numpy(backdrops.batch(ids)), truth
 
     done = 0
     batches = prefetch(load, range(0, len(clip.pose_ids), batch))
     bar = progress(label=f"render {clip.split}", total=len(clip.pose_ids))
     with outputs, contextlib.closing(batches), bar, torch.inference_mode():
         try:
-            for conditions, backdrops, truth in batches:
+            for conditions, behind, truth in batches:
                 rendering = draw(conditions.to(device))
-                frames = composite(rendering.rgb, rendering.alpha, from_bytes(backdrops.to(device)), feather)
+                frames = put_on(rendering.rgb, rendering.alpha, from_bytes(behind.to(device)), feather, backdrops.place)
                 weights = rendering.attention
                 if weights is not None:
                     weights = weights.mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).cpu().numpy()
                 outputs.put(to_bytes(frames).cpu().numpy(), weights, truth)
-                done += len(backdrops)
-                bar.update(len(backdrops))
+                done += len(behind)
+                bar.update(len(behind))
         except KeyboardInterrupt:
             if done == 0:
                 raise
             outputs.end_early()
     return done == len(clip.pose_ids)
+
+
+def batch_conditions(reader, clip: Clip, start: int, ids: list[int]) -> Conditions:
+    """What drives the frames start, start + 1, ... of `clip`, whose poses are `ids`."""
+    if clip.features is None:
+        return reader.conditions(ids)
+    first = max(0, start - AUDIO_WINDOW)
+    window = clip.features[first : min(start + len(ids) + AUDIO_WINDOW, len(clip.pose_ids))]
+    conditions = reader.conditions(ids, range(start - first, start - first + len(ids)), window)
+    if clip.expression is not None:
+        conditions.expression = torch.from_numpy(clip.expression[start : start + len(ids)])
+    return conditions
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -221,15 +167,26 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("-s", "--source_path", type=Path, help="data set folder (default: the one the model was trained on)")
     parser.add_argument("--iteration", type=int, default=-1, help="which saved iteration (default: the latest)")
     parser.add_argument("--custom_aud", type=Path, help="speech to render: any audio or video file, any length")
+    parser.add_argument("--blink", choices=("auto", "replay", "generate"), default="auto", help="with --custom_aud: blinks of the "
+                        "replayed frames, or generated ones where these have too few (%(default)s)")  # fmt: skip
+    parser.add_argument("--smooth_lips", action="store_true", help="with --custom_aud: steadier, slightly softer lips")
+    parser.add_argument("--close_mouth", action=argparse.BooleanOptionalAction, default=True, help="with --custom_aud: shut the "
+                        "mouth in silence (%(default)s)")  # fmt: skip
     parser.add_argument("--ss", type=parse_time, metavar="hh:mm:ss", help="with --custom_aud: where in the clip poses start (0)")
     parser.add_argument("--skip_train", action="store_true", help="do not render the training frames")
     parser.add_argument("--skip_test", action="store_true", help="do not render the held-out frames")
     parser.add_argument("--visualize_attention", action="store_true", help="also write what each token attends to")
     parser.add_argument("--still_frame_code", action="store_true", help="hold the frame code at the first frame: steadier")
     parser.add_argument("--feather", type=float, default=FEATHER, help="softness of the head's edge, pixels at 512 (%(default)s)")
+    parser.add_argument("--paste", choices=PASTES, default="none", help="put the head on: none, the body over the background "
+                        "plate; original, the filmed frame; full, the whole source video (%(default)s)")  # fmt: skip
+    parser.add_argument("--background", help="a picture file, a colour (#rrggbb, white, ...) or green, in place of the background")
+    parser.add_argument("--alpha", nargs="?", choices=("prores", "png"), const="prores", help="leave the background out: ProRes "
+                        "4444 .mov (prores, the default) or a PNG sequence (png)")  # fmt: skip
     parser.add_argument("--pictures", action="store_true", help="write every frame as PNG too (the test split always does)")
     parser.add_argument("--batch", type=int, help="frames drawn at once (16 on a GPU, 4 on a CPU)")
-    parser.add_argument("--crf", type=int, default=18, help="H.264 quality, 0 (best) to 51 (%(default)s)")
+    parser.add_argument("--encoder", choices=tuple(encoders.ENCODERS), default="libx264", help="video encoder (%(default)s)")
+    parser.add_argument("--crf", type=int, default=18, help="quality of the encoder, 0 (best) to 51 (%(default)s)")
     parser.add_argument("--lossless", action="store_true", help="lossless RGB H.264: large, few players show it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     args = parser.parse_args(argv)
@@ -237,17 +194,24 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         ("crf", 0 <= args.crf <= 51)):  # fmt: skip
         if not valid:
             parser.error(f"--{name} {getattr(args, name)} is out of range")
-    if args.ss is not None and not args.custom_aud:
-        parser.error("--ss goes with --custom_aud: the splits are rendered as they are")
+    if not args.custom_aud:
+        for name, given in (("ss", args.ss is not None), ("paste full", args.paste == "full"), ("blink", args.blink != "auto"),
+                            ("background", args.background), ("alpha", args.alpha), ("smooth_lips", args.smooth_lips)):  # fmt: skip
+            if given:
+                parser.error(f"--{name} goes with --custom_aud: the splits are rendered as they are")
+    if args.background and (args.paste != "none" or args.alpha):
+        parser.error("--background goes without --paste and --alpha, which have a background, or none")
+    if args.alpha and args.paste != "none":
+        parser.error("--alpha goes without --paste: a filmed frame has no alpha")
+    if args.lossless and (args.encoder != "libx264" or args.alpha):
+        parser.error("--lossless goes with --encoder libx264 and without --alpha (there, --alpha png is lossless)")
     if args.skip_train and args.skip_test and not args.custom_aud:
         parser.error("--skip_train and --skip_test leave nothing to render; give --custom_aud or drop one")
     return args
 
 
-@command_line
-def main(argv: list[str] | None = None) -> None:
-    args = parse_arguments(argv)
-    samples = load_audio(args.custom_aud) if args.custom_aud else None  # the likeliest mistake, so it is found first
+def open_avatar(args: argparse.Namespace) -> tuple[Path, TalkingHead, TalkingDatasetReader, torch.device]:
+    """Model folder, head, data set and device that the arguments name. Raises UserError if they do not belong together."""
     model = args.model_path or newest_model()
     source = args.source_path or Path(read_cfg_args(model).source_path)
     if not source.is_dir():
@@ -260,10 +224,23 @@ def main(argv: list[str] | None = None) -> None:
                         f"{reader.audio.shape[1]}; give the data set it was trained on with --source_path")  # fmt: skip
     if args.still_frame_code and "frame" in head.token_names:
         head.deformation.conditions.tokens["frame"].still = reader.splits["train"][0]
+    return model, head, reader, device
+
+
+@command_line
+def main(argv: list[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    recording = Recording(args.custom_aud) if args.custom_aud else None  # the likeliest mistake, so it is found first
+    quality = {"encoder": args.encoder, "crf": args.crf, "lossless": args.lossless}
+    encoders.check(encoders.codec(**quality), 512, 512)
+    if args.alpha == "prores":
+        encoders.check(encoders.codec(alpha=True), 512, 512, "use --alpha png")
+    model, head, reader, device = open_avatar(args)
+    backdrops = Backdrops(reader, head.config.part, args.paste, args.background, bool(args.alpha))
 
     prefix = model.resolve().name
-    if args.custom_aud:
-        clips = [custom_clip(reader, args.custom_aud, samples, args.ss or 0.0, prefix, args.pictures)]
+    if recording is not None:
+        clips = [custom_clip(reader, args, recording, prefix)]
     else:
         clips = [] if args.skip_train else [split_clip(reader, "train", prefix, args.pictures)]
         clips += [] if args.skip_test else [split_clip(reader, "test", prefix, True)]
@@ -275,20 +252,21 @@ def main(argv: list[str] | None = None) -> None:
             continue
         folder = model / clip.split / f"ours_{head.iteration}"
         (folder / "frames.json").unlink(missing_ok=True)
-        outputs = Outputs(clip, folder, f"{clip.name}_{head.iteration}iter", reader.width, reader.height,
-                          head.token_names if args.visualize_attention else (), crf=args.crf, lossless=args.lossless)  # fmt: skip
+        tokens = head.token_names if args.visualize_attention else ()
+        outputs = Outputs(clip, folder, f"{clip.name}_{head.iteration}iter", backdrops.place, (reader.width, reader.height),
+                          tokens, args.alpha, **quality)  # fmt: skip
         begin = time.monotonic()
-        complete = render_clip(clip, reader, draw, outputs, device, batch, args.feather)
+        complete = render_clip(clip, reader, draw, backdrops, outputs, device, batch, args.feather)
         seconds = time.monotonic() - begin
         if not complete:
-            print(f"{outputs.video}  (stopped by Ctrl-C: it plays, and ends early)")
+            print(f"{outputs.result}  (stopped by Ctrl-C: it plays, and ends early)")
             raise SystemExit(130)
-        if clip.pictures:
+        if clip.pictures and not args.alpha:
             write_json(folder / "frames.json", {
                 "ids": clip.pose_ids, "iteration": head.iteration, "part": head.config.part, "feather": args.feather,
-                "source_path": str(source.resolve()), "audio_encoder": reader.encoder,
+                "paste": args.paste, "source_path": str(reader.folder.root.resolve()), "audio_encoder": reader.encoder,
             })  # fmt: skip
-        print(f"{outputs.video}  ({len(clip.pose_ids)} frames in {seconds:.1f} s, {len(clip.pose_ids) / seconds:.1f} frames/s)")
+        print(f"{outputs.result}  ({len(clip.pose_ids)} frames in {seconds:.1f} s, {len(clip.pose_ids) / seconds:.1f} frames/s)")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class TalkingDatasetReader:
         self.audio_rows[self.ids] = torch.tensor([rows[i] for i in self.ids])
         self.encoder = self._choose_encoder(encoder)
         features = read_npy(require(self._audio_file(self.encoder)))
-        self.audio = features.reshape(len(features), -1).astype(np.float32)  # DeepSpeech comes as (F, 16, 29), HuBERT as (F, 2, 1024)
+        self.audio = features.reshape(len(features), -1).astype(np.float32)  # DeepSpeech: (F, 16, 29), HuBERT: (F, 2, 1024)
         self.expression = self._read_expression()
 
     def _choose_encoder(self, wanted: str) -> str:
@@ -114,14 +114,25 @@ class TalkingDatasetReader:
         """(H, W) uint8 CelebAMask classes."""
         return read_parsing(self.folder.require(self.folder.parsing(i)))
 
-    def backdrop(self, i: int) -> np.ndarray:
-        """(H, W, 3) uint8: the torso without its head over the background plate; what the rendered head is put on."""
-        torso = read_rgba(self.folder.require(self.folder.torso(i))).astype(np.float32)
-        alpha = torso[..., 3:] / 255.0
-        return (torso[..., :3] * alpha + self._plate * (1 - alpha) + 0.5).astype(np.uint8)
+    def torso(self, i: int) -> np.ndarray:
+        """(H, W, 4) uint8 RGBA: the body without its head, transparent elsewhere."""
+        return read_rgba(self.folder.require(self.folder.torso(i)))
+
+    def backdrop(self, i: int, background: np.ndarray | None = None) -> np.ndarray:
+        """(H, W, 3) uint8: the torso without its head over the clip's plate, or over `background`."""
+        torso, plate = self.torso(i), self.plate if background is None else background
+        result = plate.copy()
+        rows = np.flatnonzero(torso[..., 3].any(1))
+        if len(rows):  # above the shoulders there is nothing to blend
+            piece = slice(rows[0], rows[-1] + 1)
+            alpha = torso[piece, :, 3:].astype(np.uint16)
+            mixed = torso[piece, :, :3] * alpha + plate[piece] * (255 - alpha) + 127
+            result[piece] = mixed // 255
+        return result
 
     @functools.cached_property
-    def _plate(self) -> np.ndarray:
+    def plate(self) -> np.ndarray:
+        """(H, W, 3) uint8: the background without the person."""
         return read_rgb(self.folder.background)
 
     def landmarks(self, i: int) -> np.ndarray:

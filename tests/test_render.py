@@ -50,12 +50,13 @@ def model(trained, tmp_path):
 def speech_features(monkeypatch):
     """The features of the small data set belong to no encoder: its first column is the loudness."""
 
-    def encode(name, samples, frames, label=""):
-        features = np.zeros((frames, 12), np.float32)
-        features[:, 0] = [np.abs(samples[i * 640 : (i + 1) * 640]).mean() for i in range(frames)]
-        return features
+    def stream(name, samples, frames):
+        for i in range(frames):
+            row = np.zeros((1, 12), np.float32)
+            row[0, 0] = np.abs(samples[i * 640 : (i + 1) * 640]).mean()
+            yield row
 
-    monkeypatch.setattr(render.speech, "encode", encode, raising=False)
+    monkeypatch.setattr(render.speech, "stream", stream)
 
 
 def speak(path, seconds=1.3, rate=16_000, channels=1):
@@ -73,13 +74,6 @@ def failure(capsys, *arguments):
     said = capsys.readouterr().err.splitlines()  # perhaps a progress bar, then the sentence
     assert stop.value.code == 2 and said[-1].startswith("error: ") and not any("Traceback" in line for line in said)
     return said[-1]
-
-
-def test_poses_run_forth_and_back_without_a_repeated_frame():
-    assert render.ping_pong(4, 14) == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
-    assert render.ping_pong(4, 5, start=2) == [2, 3, 2, 1, 0]
-    assert render.ping_pong(2, 5) == [0, 1, 0, 1, 0] and render.ping_pong(1, 3) == [0, 0, 0]
-    assert (np.abs(np.diff(render.ping_pong(9, 500, 3))) == 1).all()
 
 
 def test_a_start_time_may_be_written_in_hours_minutes_or_seconds():
@@ -106,21 +100,25 @@ def test_speech_of_any_rate_and_channel_count_is_heard_as_given_over_25_frames_a
 
 
 def test_speech_longer_than_the_clip_replays_its_poses_from_the_chosen_start(model, dataset, tmp_path, monkeypatch):
-    speak(tmp_path / "a.wav", seconds=2.0)
-    seen = []
-    original = TalkingDatasetReader.conditions
+    speak(tmp_path / "a.wav", seconds=3.0)
+    seen = {}
+    original = render.batch_conditions
 
-    def conditions(self, ids, rows, features):
-        seen.append((list(ids), list(rows)))
-        return original(self, ids, rows, features)
+    def conditions(reader, clip, start, ids):
+        made = original(reader, clip, start, ids)
+        seen[start] = ids, made
+        return made
 
-    monkeypatch.setattr(TalkingDatasetReader, "conditions", conditions)
-    render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), "--ss", "0.2", "--batch", "7"])
-    seen.sort(key=lambda item: item[1])
-    ids, rows = ([i for part in parts for i in part] for parts in zip(*seen, strict=True))
-    assert rows == list(range(50)) and ids[:3] == [5, 6, 7]
-    assert 3 not in ids and set(ids) == set(range(22)) - {3}  # frame 3 is not usable
-    assert all(a != b for a, b in zip(ids, ids[1:], strict=False))
+    monkeypatch.setattr(render, "batch_conditions", conditions)
+    render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), "--ss", "0.2", "--batch", "7", "--no-close_mouth"])
+    ids = [i for start in sorted(seen) for i in seen[start][0]]
+    assert len(ids) == 75 and 3 not in ids and set(ids) == set(range(22)) - {3}  # frame 3 is not usable
+    assert ids[0] == 5 and np.abs(np.diff(ids)).max() <= 2
+    loudness = np.concatenate([seen[start][1].audio[:, 4, 0] for start in sorted(seen)])  # the tone grows louder
+    assert (np.diff(loudness) > 0).all()
+    windows = np.concatenate([seen[start][1].audio[:, :, 0] for start in sorted(seen)])
+    np.testing.assert_array_equal(windows[10, 1:], windows[11, :-1])  # across batches too
+    assert (windows[0, :4] == 0).all() and (windows[-1, 5:] == 0).all()
 
 
 def test_speech_shorter_than_a_frame_gives_one_frame(model, tmp_path):
@@ -249,7 +247,7 @@ def test_a_full_disk_while_encoding_ends_in_one_sentence(model, tmp_path, monkey
     def add(self, frame):
         raise OSError(28, "No space left on device", "a.mp4")
 
-    monkeypatch.setattr(render.VideoWriter, "add", add)
+    monkeypatch.setattr("gaussian_renderer.outputs.VideoWriter.add", add)
     speak(tmp_path / "a.wav", seconds=1.0)
     assert "disk is full" in failure(capsys, "-m", model, "--custom_aud", tmp_path / "a.wav")
     assert list((model / "custom/ours_7").iterdir()) == []

@@ -1,7 +1,10 @@
-"""Audio in and out: 16 kHz mono float32 in memory, whatever the file holds."""
+"""Audio in and out: whatever the file holds, whole or in pieces; speech is 16 kHz mono float32."""
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -20,7 +23,7 @@ def load_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
 
     Raises UserError if there is no file, no audio track, nothing decodable or no sample.
     """
-    return _decode(Path(path), sample_rate, "mono")[0][0]
+    return np.concatenate(list(_decode(Path(path), sample_rate, "mono")), axis=1)[0]
 
 
 def load_sound(path: Path) -> tuple[np.ndarray, int]:
@@ -28,27 +31,117 @@ def load_sound(path: Path) -> tuple[np.ndarray, int]:
 
     One or two channels (more are mixed to two); a rate that AAC does not know becomes 48000. Errors as `load_audio`.
     """
-    return _decode(Path(path), None, None)
+    sound = open_sound(path)
+    return np.concatenate(list(sound.blocks()), axis=1), sound.rate
 
 
-def _decode(path: Path, rate: int | None, layout: str | None) -> tuple[np.ndarray, int]:
+@dataclasses.dataclass(frozen=True)
+class Sound:
+    """Sound to go beside a picture: `blocks()` gives it from its beginning, in consecutive (C, n) float32 pieces."""
+
+    rate: int
+    channels: int
+    blocks: Callable[[], Iterator[np.ndarray]]
+
+    @classmethod
+    def of(cls, samples: np.ndarray, rate: int) -> Sound:
+        """(S,) or (C, S) float32 samples that are in memory already."""
+        samples = np.atleast_2d(samples)
+        return cls(rate, len(samples), lambda: iter([samples]))
+
+
+def open_sound(path: Path) -> Sound:
+    """What `load_sound` reads, decoded while it is used: an hour takes no more memory than a second. Errors as `load_audio`."""
+    path = Path(path)
+    with _open(path) as container:
+        stream = container.streams.audio[0]
+        rate = stream.rate if stream.rate in AAC_RATES else 48_000
+        layout = "mono" if stream.channels == 1 else "stereo"
+    return Sound(rate, 1 if layout == "mono" else 2, lambda: _decode(path, rate, layout))
+
+
+class Recording:
+    """The speech of a file as 16 kHz mono float32 samples that slice like an array, decoded where they are read.
+
+    Only `window` samples before the last one read are held, so that hours take no more memory than minutes; reading further
+    back starts again from the beginning. Making one decodes the whole file once, since only that tells its length, and so
+    raises what `load_audio` would.
+    """
+
+    def __init__(self, path: Path, window: int = 10 * SAMPLE_RATE):
+        self._path, self._window = Path(path), window
+        self._length = sum(block.shape[1] for block in self.blocks())
+        self._restart()
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """(1, n) pieces from the beginning."""
+        return _decode(self._path, SAMPLE_RATE, "mono")
+
+    def _restart(self) -> None:
+        self._blocks, self._first, self._held = self.blocks(), 0, np.zeros(0, np.float32)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, key: slice | np.ndarray) -> np.ndarray:
+        """The samples of a slice, or those that (n,) indices from 0 on name."""
+        if not isinstance(key, slice):
+            low = int(key.min())
+            return self[low : int(key.max()) + 1][key - low]
+        start, stop, _ = key.indices(self._length)
+        if start < self._first:
+            self._restart()
+        parts, end = [self._held], self._first + len(self._held)
+        while end < stop:
+            parts.append(next(self._blocks)[0])
+            end += len(parts[-1])
+            if end < start - self._window:  # a long way forward: what is passed is not kept
+                self._first, parts = end, []
+        held = np.concatenate(parts) if len(parts) != 1 else parts[0]
+        result = held[start - self._first : stop - self._first].copy()
+        if len(held) > 3 * self._window:
+            passed = max(0, start - self._window - self._first)
+            held, self._first = held[passed:].copy(), self._first + passed
+        self._held = held
+        return result
+
+
+def _open(path: Path) -> av.container.InputContainer:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give an audio file")
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise UserError(f"{path} has no audio track; add one (the mouth is learned from it) or choose another file")
-            stream = container.streams.audio[0]
-            rate = rate or (stream.rate if stream.rate in AAC_RATES else 48_000)
-            layout = layout or ("mono" if stream.channels == 1 else "stereo")
-            resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
-            parts = [out.to_ndarray() for frame in container.decode(audio=0) for out in resampler.resample(frame)]
-            parts += [out.to_ndarray() for out in resampler.resample(None)]
+        container = av.open(str(path))
     except av.FFmpegError as error:
-        raise UserError(f"{path} is not audio that can be decoded ({error.strerror}); convert it to WAV and try again") from None
-    if not parts or sum(part.shape[1] for part in parts) == 0:
+        raise _undecodable(path, error) from None
+    if not container.streams.audio:
+        container.close()
+        raise UserError(f"{path} has no audio track; add one (the mouth is learned from it) or choose another file")
+    return container
+
+
+def _undecodable(path: Path, error: av.FFmpegError) -> UserError:
+    return UserError(f"{path} is not audio that can be decoded ({error.strerror}); convert it to WAV and try again")
+
+
+def _decode(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
+    """(C, n) float32 pieces of about a second."""
+    parts: list[np.ndarray] = []
+    count = total = 0
+    with _open(path) as container:
+        resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+        try:
+            for frame in itertools.chain(container.decode(audio=0), [None]):  # None draws out what the resampler holds back
+                for out in resampler.resample(frame):
+                    parts.append(out.to_ndarray())
+                    count += out.samples
+                if count >= rate or (frame is None and count):
+                    total += count
+                    yield np.concatenate(parts, axis=1).astype(np.float32, copy=False)
+                    parts, count = [], 0
+        except av.FFmpegError as error:
+            raise _undecodable(path, error) from None
+    if total == 0:
         raise UserError(f"{path} holds no audio samples; give a recording with sound in it")
-    return np.concatenate(parts, axis=1).astype(np.float32, copy=False), rate
 
 
 def save_wav(path: Path, samples: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
+
 
 def prefetch(work: Callable[[Any], Any], items: Iterable, threads: int = 2, ahead: int = 4) -> Iterator:
     """Yield work(item) in the order of `items`, computed up to `ahead` items early on `threads` threads.
@@ -26,6 +28,31 @@ def prefetch(work: Callable[[Any], Any], items: Iterable, threads: int = 2, ahea
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+class Rows:
+    """Rows of a stream by number, for readers that move forward together: the last `kept` at least stay, older ones are gone.
+
+    Safe to read from several threads.
+    """
+
+    def __init__(self, blocks: Iterable[np.ndarray], kept: int = 2000):
+        """blocks: (n, D) arrays of consecutive rows."""
+        self._blocks, self._kept, self._lock = iter(blocks), kept, threading.Lock()
+        self._held: collections.deque[np.ndarray] = collections.deque()
+        self._first = self._end = 0
+
+    def __getitem__(self, key: slice) -> np.ndarray:
+        """Rows key.start .. key.stop - 1, or as many of them as the stream has."""
+        with self._lock:
+            while self._end < key.stop and (block := next(self._blocks, None)) is not None:
+                self._held.append(block)
+                self._end += len(block)
+                while self._end - self._first - len(self._held[0]) >= self._kept:
+                    self._first += len(self._held.popleft())
+            if key.start < self._first:
+                raise IndexError(f"row {key.start} has passed: the last {self._kept} are kept")
+            return np.concatenate(list(self._held))[key.start - self._first : key.stop - self._first]
 
 
 class Consumer:

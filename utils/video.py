@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +12,10 @@ from pathlib import Path
 import av
 import numpy as np
 
+from utils import encoders
+from utils.audio import Sound
 from utils.constants import FPS, SAMPLE_RATE
+from utils.encoders import Codec
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -153,62 +158,124 @@ def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(image, frame.rotation // 90) if frame.rotation else image)
 
 
-class VideoWriter:
-    """H.264 (+ AAC) mp4, one frame at a time, the audio exactly the samples given; the file appears when it is complete.
+class FrameReader:
+    """Frames of a video by number, as `read_frames` counts them, forth or back: those around the last one are held.
 
-    with VideoWriter(path, width, height, audio=samples) as writer: writer.add(frame)
-    `audio` is (S,) or (C, S) float32, one or two channels, at `sample_rate`; both tracks start at time zero, so there is no
-    drift by construction.
+    Going back means decoding from a keyframe on, so a block of frames is decoded at a time; two blocks are held, 250 MB of
+    a video of any size. Safe to call from several threads.
     """
 
-    def __init__(self, path: Path, width: int, height: int, audio: np.ndarray | None = None,
-                 sample_rate: int = SAMPLE_RATE, crf: int = 18, lossless: bool = False):  # fmt: skip
-        if width % 2 or height % 2:
+    BYTES = 125_000_000  # of a block
+
+    def __init__(self, path: Path, fps: int = FPS):
+        self._path, self._fps, self._lock = path, fps, threading.Lock()
+        with _open(path) as container:
+            stream = container.streams.video[0]
+            self._times, self._keys = _packet_times(path, container, stream)
+        info = probe(path)
+        self.width, self.height = info.width, info.height
+        self._block = max(4, self.BYTES // (3 * info.width * info.height))
+        self._blocks: collections.OrderedDict[int, list[np.ndarray]] = collections.OrderedDict()
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB; the last frame for any index beyond the end. Raises UserError if the video is damaged there."""
+        number = index // self._block
+        with self._lock:
+            if number not in self._blocks:
+                while len(self._blocks) > 1:
+                    self._blocks.popitem(last=False)
+                self._blocks[number] = self._decode(number * self._block)
+            self._blocks.move_to_end(number)
+            frames = self._blocks[number]
+        return frames[min(index % self._block, len(frames) - 1)]
+
+    def _decode(self, first: int) -> list[np.ndarray]:
+        wanted = self._times[0] + (np.arange(first, first + self._block) + 0.25) / self._fps  # tolerance as in read_frames
+        shown = np.unique(self._times[np.maximum(np.searchsorted(self._times, wanted, side="right") - 1, 0)], return_inverse=True)
+        pictures: list[np.ndarray] = []
+        with _open(self._path) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            key = self._keys[np.searchsorted(self._keys, shown[0][0], side="right") - 1]
+            try:
+                container.seek(round(key / stream.time_base), stream=stream)
+                for frame in container.decode(stream):
+                    if abs(float(frame.pts * stream.time_base) - shown[0][len(pictures)]) < 1e-6:
+                        pictures.append(_to_rgb(frame))
+                        if len(pictures) == len(shown[0]):
+                            break
+            except av.FFmpegError as error:
+                raise UserError(f"{self._path} is damaged about {first / self._fps:.1f} s from its start ({error.strerror}); "
+                                "export it again as H.264 mp4") from None  # fmt: skip
+        if not pictures:
+            raise UserError(f"{self._path} ends before {first / self._fps:.1f} s; export it again as H.264 mp4")
+        return [pictures[min(k, len(pictures) - 1)] for k in shown[1]]
+
+
+class VideoWriter:
+    """A video with sound, one frame at a time, the sound exactly the one given; the file appears when it is complete.
+
+    with VideoWriter(path, width, height, audio=samples) as writer: writer.add(frame)
+    `audio` is a utils.audio.Sound, or (S,) or (C, S) float32 samples, one or two channels, at `sample_rate`; it is read as
+    the frames come in. Both tracks start at time zero, so there is no drift by construction. The suffix of `path` names the
+    container, and `codec` (utils.encoders) what the frames are encoded with: H.264 at its default quality unless given.
+    """
+
+    def __init__(self, path: Path, width: int, height: int, audio: np.ndarray | Sound | None = None,
+                 sample_rate: int = SAMPLE_RATE, crf: int = 18, lossless: bool = False, codec: Codec | None = None):  # fmt: skip
+        codec = codec or encoders.codec(crf=crf, lossless=lossless)
+        if (width % 2 or height % 2) and codec.pixels == "yuv420p":
             raise UserError(f"{path}: H.264 needs even sides, not {width}x{height}")
         self._atomic = atomic_path(Path(path))
-        self._container = av.open(str(self._atomic.__enter__()), "w", format="mp4", options={"movflags": "+faststart"})
-        codec, pixels = ("libx264rgb", "rgb24") if lossless else ("libx264", "yuv420p")
-        options = {"qp": "0", "preset": "veryfast"} if lossless else {"crf": str(crf), "preset": "veryfast"}
-        self._video = self._container.add_stream(codec, rate=FPS, options=options)
-        self._video.width, self._video.height, self._video.pix_fmt = width, height, pixels
+        options = {"movflags": "+faststart"} if Path(path).suffix in (".mp4", ".mov") else {}
+        self._container = av.open(str(self._atomic.__enter__()), "w", options=options)
+        self._video = self._container.add_stream(codec.name, rate=FPS, options=codec.options)
+        self._video.width, self._video.height, self._video.pix_fmt = width, height, codec.pixels
         self._video.codec_context.time_base = Fraction(1, FPS)
-        self._audio = None if audio is None else np.atleast_2d(audio)
+        sound = audio if isinstance(audio, Sound) or audio is None else Sound.of(audio, sample_rate)
+        self._blocks = None if sound is None else sound.blocks()
         self._frames = self._samples = 0
         self._to_the_end = True
-        if audio is not None:
-            self._rate, self._layout = sample_rate, ("mono", "stereo")[len(self._audio) - 1]
-            self._track = self._container.add_stream("aac", rate=sample_rate, layout=self._layout, options={"b": "128k"})
+        if sound is not None:
+            self._rate, self._layout = sound.rate, ("mono", "stereo")[sound.channels - 1]
+            self._held = np.zeros((sound.channels, 0), np.float32)
+            self._track = self._container.add_stream("aac", rate=sound.rate, layout=self._layout, options={"b": "128k"})
 
     def add(self, frame: np.ndarray) -> None:
-        """Append one (H, W, 3) uint8 RGB frame and the audio that belongs to it."""
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        """Append one (H, W, 3) RGB or (H, W, 4) RGBA uint8 frame and the audio that belongs to it."""
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgba" if frame.shape[2] == 4 else "rgb24")
         picture.pts = self._frames
         picture.time_base = Fraction(1, FPS)
         self._container.mux(self._video.encode(picture))
         self._frames += 1
-        self._add_audio(self._frames * self._rate // FPS if self._audio is not None else 0)
+        if self._blocks is not None:
+            self._add_audio(self._frames * self._rate // FPS)
 
     def end_with_last_frame(self) -> None:
         """Leave out the audio for which no frame was added: for a rendering that stops early."""
         self._to_the_end = False
 
-    def _add_audio(self, until: int) -> None:
-        if self._audio is None:
-            return
-        chunk = self._audio[:, self._samples : until]
-        if chunk.shape[1] == 0:
-            return
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk, dtype=np.float32), format="fltp", layout=self._layout)
-        frame.sample_rate, frame.pts, frame.time_base = self._rate, self._samples, Fraction(1, self._rate)
-        self._container.mux(self._track.encode(frame))
-        self._samples += chunk.shape[1]
+    def _add_audio(self, until: int | None) -> None:
+        """Encode the sound up to sample `until`, or all that is left; it comes in pieces of about a second."""
+        while until is None or self._samples < until:
+            if self._held.shape[1] == 0:
+                self._held = next(self._blocks, self._held)
+                if self._held.shape[1] == 0:
+                    return
+            chunk = self._held[:, : None if until is None else until - self._samples]
+            self._held = self._held[:, chunk.shape[1] :]
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk, dtype=np.float32), format="fltp", layout=self._layout)
+            frame.sample_rate, frame.pts, frame.time_base = self._rate, self._samples, Fraction(1, self._rate)
+            self._container.mux(self._track.encode(frame))
+            self._samples += chunk.shape[1]
 
     def __enter__(self) -> VideoWriter:
         return self
 
     def __exit__(self, kind, error, trace) -> None:
         if kind is None:
-            self._add_audio(self._audio.shape[1] if self._audio is not None and self._to_the_end else 0)
+            if self._blocks is not None and self._to_the_end:
+                self._add_audio(None)
             for stream in self._container.streams:
                 self._container.mux(stream.encode(None))
         self._container.close()

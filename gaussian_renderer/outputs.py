@@ -1,0 +1,126 @@
+"""Every file that one rendered clip becomes, each written by a thread of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from gaussian_renderer.compositing import colour_map
+from gaussian_renderer.paste import Place
+from utils import encoders
+from utils.audio import Sound
+from utils.contact_sheet import fit, grid, label
+from utils.image import write_rgb
+from utils.pipeline import Consumer, Rows
+from utils.video import VideoWriter
+
+MOSAIC_TILE = 256  # height of a tile of the attention mosaic
+
+
+@dataclasses.dataclass
+class Clip:
+    """What to draw: frame k shows the pose, expression and backdrop of `pose_ids[k]`, speaking row k of the audio."""
+
+    split: str  # train, test or custom
+    name: str  # of its files
+    pose_ids: list[int]
+    sound: Sound  # for the video
+    features: Rows | None = None  # one row a frame; None: the data set's own, at the rows of its frames
+    expression: np.ndarray | None = None  # (len(pose_ids), 7); None: the data set's own
+    truth: bool = False  # also write what was filmed
+    pictures: bool = False  # also write every frame as PNG
+
+
+class Outputs:
+    """Every file of one clip, each written by a thread of its own. A context manager; `put` takes batches."""
+
+    def __init__(self, clip: Clip, folder: Path, stem: str, place: Place, size: tuple[int, int], tokens: tuple[str, ...] = (),
+                 alpha: str | None = None, **quality):  # fmt: skip
+        """`place`: of the rendering in the frames; `size`: width, height of the rendering itself.
+
+        `tokens`: names of the attention maps to draw, none if empty. `alpha`: frames come as RGBA and go to a "prores" video
+        or a "png" sequence. `quality`: encoder, crf, lossless of utils.encoders.codec, for all videos without alpha.
+        """
+        self._clip, self._folder, self._stem, self._tokens = clip, folder, stem, tokens
+        self._place, self._size, self._alpha = place, size, alpha
+        self._codec = encoders.codec(**quality)
+        self._tile = MOSAIC_TILE * size[0] // size[1] // 2 * 2, MOSAIC_TILE
+        self._stack = contextlib.ExitStack()
+        self._writers: list[VideoWriter] = []
+        self._consumers: dict[str, list[Consumer]] = {"renders": [], "gt": [], "attention": []}
+        suffix = {None: ".mp4", "prores": ".mov", "png": ""}[alpha]
+        self.result = folder / f"{stem}_renders{suffix}"  # what was asked for: a video, or a folder of pictures
+
+    def __enter__(self) -> Outputs:
+        with contextlib.ExitStack() as self._stack:
+            if self._alpha == "png":
+                self._pictures("renders", self.result)
+            else:
+                codec = encoders.codec(alpha=True) if self._alpha else self._codec
+                self._movie("renders", self.result, lambda frame: frame, (self._place.width, self._place.height), codec)
+            if self._clip.truth:
+                self._movie("gt", self._named("gt"), lambda frame: frame, self._size, self._codec)
+            for kind in ("renders", "gt")[: 1 + self._clip.truth] if self._clip.pictures else ():
+                self._pictures(kind, self._folder / kind)
+            for k, token in enumerate(self._tokens):
+                draw = functools.partial(self._map, k)
+                self._movie("attention", self._named(f"attention_{token}"), draw, self._size, self._codec)
+            if self._tokens:
+                size = 3 * self._tile[0], -(-(len(self._tokens) + 2) // 3) * self._tile[1]
+                self._movie("attention", self._named("attention"), self._mosaic, size, self._codec)
+            self._stack = self._stack.pop_all()
+        return self
+
+    def _named(self, name: str) -> Path:
+        return self._folder / f"{self._stem}_{name}.mp4"
+
+    def _movie(self, kind: str, path: Path, draw: Callable, size: tuple[int, int], codec: encoders.Codec) -> None:
+        writer = self._stack.enter_context(VideoWriter(path, *size, self._clip.sound, codec=codec))
+        self._writers.append(writer)
+        self._consume(kind, lambda items: [writer.add(draw(item)) for item in items])
+
+    def _pictures(self, kind: str, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("[0-9]*.png"):
+            old.unlink()
+        paths = (folder / f"{k:05d}.png" for k in range(len(self._clip.pose_ids)))
+        self._consume(kind, lambda frames: [write_rgb(next(paths), frame) for frame in frames])
+
+    def _consume(self, kind: str, consume: Callable) -> None:
+        self._consumers[kind].append(self._stack.enter_context(Consumer(consume)))
+
+    def _map(self, k: int, item: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        return label(colour_map(item[1][k]), self._tokens[k])
+
+    def _mosaic(self, item: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        """RGB and the attention maps as labelled tiles in rows of three, the last cell explaining the colours."""
+        frame, weights = item
+        p = self._place
+        frame = frame if p.side is None else frame[p.y : p.y + p.side, p.x : p.x + p.side]
+        tiles = [label(fit(frame[..., :3], *self._tile), "render")]
+        tiles += [label(colour_map(fit(w, *self._tile)), token) for token, w in zip(self._tokens, weights, strict=True)]
+        scale = np.zeros((*self._tile[::-1], 3), np.uint8)
+        bar = np.linspace(0, 255, self._tile[0] - 40).astype(np.uint8)
+        scale[100:130, 20 : 20 + len(bar)] = colour_map(bar[None])
+        return grid([*tiles, label(scale, "weight: 0 to 1")], 3, gap=0)
+
+    def put(self, frames: np.ndarray, weights: np.ndarray | None, truth: np.ndarray | None) -> None:
+        """A batch: frames (B, H, W, 3 or 4), attention weights (B, T, H, W), what was filmed (B, H, W, 3), all uint8."""
+        for kind, items in (("renders", frames), ("gt", truth)):
+            for consumer in self._consumers[kind]:
+                consumer.put(items)
+        for consumer in self._consumers["attention"]:
+            consumer.put(list(zip(frames, weights, strict=True)))
+
+    def end_early(self) -> None:
+        """What was put so far is all there is: the videos end there, with their sound."""
+        for writer in self._writers:
+            writer.end_with_last_frame()
+
+    def __exit__(self, *error) -> None:
+        self._stack.__exit__(*error)

@@ -1,0 +1,153 @@
+"""What lies behind the rendered head, frame by frame, and how the head is put on it.
+
+* none: the body without its head over the clip's background plate, or over another background
+* original: the frame as it was filmed; only around the jaw, which moves differently now, the body without its head
+* full: the same within the whole picture of the source video, back through crop.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import ImageColor
+from torch import Tensor
+
+from gaussian_renderer.compositing import composite, edge_weight
+from utils.constants import IMAGE_SIZE, PART_CLASSES
+from utils.errors import UserError
+from utils.files import read_json
+from utils.image import read_rgb
+from utils.video import FrameReader
+
+PASTES = ("none", "original", "full")
+GREEN = "#00ff00"
+JAW_REACH = 8  # pixels at 512 around the filmed jaw that are taken from the body without its head
+UPPER_LIP = 51  # of the 68 landmarks: what lies higher does not move with the jaw
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where the rendering goes: a square of `side` pixels at (x, y) of a width x height picture."""
+
+    width: int
+    height: int
+    x: int = 0
+    y: int = 0
+    side: int | None = None  # None: the rendering is the picture
+
+
+def read_background(text: str, width: int, height: int) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture file (filled and centred, cut where the shape differs), a colour or "green".
+
+    Raises UserError if `text` is neither.
+    """
+    if Path(text).is_file():
+        image = read_rgb(Path(text))
+        scale = max(width / image.shape[1], height / image.shape[0])
+        size = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+        y, x = (size[1] - height) // 2, (size[0] - width) // 2
+        return np.ascontiguousarray(image[y : y + height, x : x + width])
+    try:
+        colour = ImageColor.getrgb(GREEN if text == "green" else text)[:3]
+    except ValueError:
+        raise UserError(f"--background {text} is neither a picture that exists nor a colour; give a file, green, white or "
+                        "#rrggbb") from None  # fmt: skip
+    return np.full((height, width, 3), colour, np.uint8)
+
+
+class Backdrops:
+    """Pictures behind the head that `part` models: `place` says how large they are, `batch(ids)` makes them.
+
+    reader: TalkingDatasetReader. `transparent` leaves the background out: the pictures are RGBA then. Raises UserError
+    where the source video is gone or is another one.
+    """
+
+    def __init__(self, reader, part: str, paste: str = "none", background: str | None = None, transparent: bool = False):
+        self.reader, self.part, self.paste = reader, part, paste
+        self.place, self.channels = Place(reader.width, reader.height), 4 if transparent else 3
+        self._plate = reader.plate if background is None else read_background(background, reader.width, reader.height)
+        if paste == "full":
+            self._open_source()
+
+    def _open_source(self) -> None:
+        crop = read_json(self.reader.folder.require(self.reader.folder.crop))
+        path = Path(crop.get("video", ""))
+        if not path.is_file():
+            raise UserError(f"--paste full needs the source video {path}, which is gone; put it back, or use --paste original")
+        self._source = FrameReader(path)
+        size, wanted = (self._source.width, self._source.height), (crop["source_width"], crop["source_height"])
+        if size != wanted:
+            raise UserError(f"{path} is not the video that was processed: it has {size[0]}x{size[1]} pixels, crop.json says "
+                            f"{wanted[0]}x{wanted[1]}; put the right one there or run process.py again")  # fmt: skip
+        # H.264 wants even sides: an odd one loses its last row or column
+        self.place = Place(self._source.width // 2 * 2, self._source.height // 2 * 2, crop["x"], crop["y"], crop["side"])
+
+    def batch(self, ids: list[int]) -> np.ndarray:
+        """(B, H, W, 3 or 4) uint8."""
+        return np.stack([self[i] for i in ids])
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        """(H, W, 3 or 4) uint8 of frame `i`."""
+        if self.paste == "none":
+            return self._body(i)
+        behind, weight = self._body(i), self._jaw(i)
+        if self.paste == "original":
+            return _mix(self.reader.image(i), behind, weight)
+        picture = self._source[i][: self.place.height, : self.place.width].copy()
+        p = self.place
+        window = picture[p.y : p.y + p.side, p.x : p.x + p.side]
+        shape = window.shape[1::-1]
+        behind, weight = (cv2.resize(m, (p.side, p.side), interpolation=cv2.INTER_LINEAR) for m in (behind, weight))
+        window[:] = _mix(window, behind[: shape[1], : shape[0]], weight[: shape[1], : shape[0]])
+        return picture
+
+    def _body(self, i: int) -> np.ndarray:
+        """The body without its head over the background; the background alone where the body is rendered too."""
+        if self.part == "all":
+            alpha = np.full((*self._plate.shape[:2], 1), 0 if self.channels == 4 else 255, np.uint8)
+            return np.concatenate([self._plate, alpha], 2)[..., : self.channels]
+        if self.channels == 4:
+            return self.reader.torso(i)
+        return self.reader.backdrop(i, self._plate)
+
+    def _jaw(self, i: int) -> np.ndarray:
+        """(H, W) float32 in [0, 1]: 1 on the filmed lower face and just around it, where the original must not show."""
+        classes = self.reader.parsing(i)
+        reach = max(1, round(JAW_REACH * classes.shape[1] / IMAGE_SIZE))
+        head = np.isin(classes, PART_CLASSES["face"]).astype(np.uint8)
+        lip = int(np.clip(self.reader.landmarks(i)[UPPER_LIP, 1], 0, len(classes) - 1))
+        head[:lip] = 0
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+        return cv2.GaussianBlur(cv2.dilate(head, kernel).astype(np.float32), (0, 0), max(0.5, reach / 3))
+
+
+def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: a + weight (b - a) for (H, W) weights."""
+    return (a + weight[..., None] * (b.astype(np.float32) - a) + 0.5).astype(np.uint8)
+
+
+def put_on(rgb: Tensor, alpha: Tensor, backdrop: Tensor, feather: float, place: Place) -> Tensor:
+    """The rendering (premultiplied `rgb` (B, 3, h, w), `alpha` (B, 1, h, w)) on `backdrop` (B, 3 or 4, H, W), all in [0, 1].
+
+    A backdrop with alpha gives a picture with straight (not premultiplied) alpha. `feather`: compositing.composite.
+    """
+    if place.side is not None:
+        weight = edge_weight(alpha, feather * alpha.shape[-1] / IMAGE_SIZE) if feather > 0 else 1.0
+        large = F.interpolate(torch.cat([rgb * weight, alpha * weight], 1), (place.side, place.side), mode="bicubic",
+                              antialias=True, align_corners=False).clamp_(0, 1)  # fmt: skip
+        large = large[..., : place.height - place.y, : place.width - place.x]
+        rows, columns = slice(place.y, place.y + large.shape[-2]), slice(place.x, place.x + large.shape[-1])
+        picture = backdrop.clone()
+        picture[..., rows, columns] = composite(large[:, :3], large[:, 3:], backdrop[..., rows, columns])
+        return picture
+    if backdrop.shape[1] == 3:
+        return composite(rgb, alpha, backdrop, feather)
+    behind = backdrop[:, 3:]
+    both = composite(torch.cat([rgb, alpha], 1), alpha, torch.cat([backdrop[:, :3] * behind, behind], 1), feather)
+    return torch.cat([both[:, :3] / both[:, 3:].clamp_min(1e-4), both[:, 3:]], 1)

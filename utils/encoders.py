@@ -1,0 +1,62 @@
+"""The video encoders that a rendering may go through: FFmpeg's name -> pixel format and the options that mean one quality."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import av
+
+from utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """`quality` is the option that takes --crf (0 best, 51 worst)."""
+
+    pixels: str = "yuv420p"
+    quality: str | None = "crf"
+    options: tuple[tuple[str, str], ...] = ()
+
+
+ENCODERS = {
+    "libx264": Encoder(options=(("preset", "veryfast"),)),
+    "libx265": Encoder(options=(("preset", "veryfast"), ("x265-params", "log-level=error"))),
+    "h264_nvenc": Encoder(quality="cq", options=(("preset", "p4"), ("rc", "vbr"))),
+    "hevc_nvenc": Encoder(quality="cq", options=(("preset", "p4"), ("rc", "vbr"))),
+}
+LOSSLESS = Encoder("rgb24", None, (("qp", "0"), ("preset", "veryfast")))  # libx264rgb: decoded frames equal the ones given
+ALPHA = Encoder("yuva444p10le", None, (("profile", "4444"),))  # prores_ks
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+    """What a stream is opened with."""
+
+    name: str
+    pixels: str
+    options: dict[str, str]
+
+
+def codec(encoder: str = "libx264", crf: int = 18, lossless: bool = False, alpha: bool = False) -> Codec:
+    """`lossless` and `alpha` have codecs of their own: RGB H.264, and ProRes 4444, whose frames carry alpha."""
+    name, kind = ("prores_ks", ALPHA) if alpha else ("libx264rgb", LOSSLESS) if lossless else (encoder, ENCODERS[encoder])
+    quality = {kind.quality: str(crf)} if kind.quality else {}
+    return Codec(name, kind.pixels, dict(kind.options) | quality)
+
+
+def check(chosen: Codec, width: int, height: int, remedy: str = "choose another --encoder") -> None:
+    """Open the encoder once and let it go. Raises UserError if this FFmpeg lacks it, or this machine what it runs on."""
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.PANIC)  # NVENC without a driver tells stderr at length what the sentence below says
+    try:
+        context = av.CodecContext.create(chosen.name, "w")
+        context.width, context.height, context.pix_fmt, context.framerate = width, height, chosen.pixels, 25
+        context.options = chosen.options
+        context.open()
+    except av.codec.codec.UnknownCodecError:
+        raise UserError(f"video encoder {chosen.name} is not part of this FFmpeg (PyAV {av.__version__}); {remedy}") from None
+    except av.FFmpegError as error:
+        reason = error.log[2] if error.log else error.strerror
+        raise UserError(f"video encoder {chosen.name} does not work on this machine ({reason}); {remedy}") from None
+    finally:
+        av.logging.set_level(level)
