@@ -1,9 +1,9 @@
 """Do lips and sound belong together in time? The lag at which the sound foretells the opening of the lips best.
 
-A ridge regression from the log-mel spectrum of one row to the lip opening of a frame is fitted on part of the clip and tried on the
-rest, for every lag in reach; so a lag cannot win by being fitted better. An offset is where the sound has to begin against the first
-picture, in frames of 1/25 s, as in utils.video.VideoInfo.audio_offset: -2 says that sound played from the first picture on comes two
-frames late, so that row i + 2 of the features describes frame i.
+A ridge regression from the log-mel spectrum of one row to the lip opening of a frame is fitted on part of the clip and tried on
+the rest, for every lag in reach; so a lag cannot win by being fitted better. An offset is where the sound has to begin against
+the first picture, in frames of 1/25 s, as in utils.video.VideoInfo.audio_offset: -2 says that sound played from the first picture
+on comes two frames late, so that row i + 2 of the features describes frame i.
 """
 
 from __future__ import annotations

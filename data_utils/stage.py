@@ -22,6 +22,13 @@ from utils.files import read_json, sha256, write_json
 
 VIDEO = "video"  # the name of the source clip among a stage's inputs
 
+# option that chooses a back end -> where its table stands, and whether the best comes first (1) or last (-1)
+BACKENDS = {
+    "audio": ("utils.speech", "ENCODERS", 1), "parsing": ("data_utils.face_parsing", "BACK_ENDS", 1),
+    "landmarks": ("data_utils.landmarks", "BACKENDS", 1), "face_model": ("data_utils.face_tracking.facemodel", "BACKENDS", -1),
+    "flow": ("data_utils.optical_flow", "BACKENDS", -1), "blendshapes": ("data_utils.blendshape_capture", "BACKENDS", 1),
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -62,6 +69,8 @@ def why_stale(stage: Stage, folder: DatasetFolder, options: argparse.Namespace) 
         before = record["options"].get(name)
         if value != before and not (before == "auto" and value == record["facts"].get("backend")):
             return f"--{name} was {before}, now {value}"
+        if value == "auto" and (better := _better_backend(name, record["facts"].get("backend"))):
+            return f"{better} is there now, which is better than {record['facts']['backend']}"
     for pattern, digest in inputs_digest(stage, folder, options).items():
         if record["inputs"].get(pattern) != digest:
             return f"{pattern} changed"
@@ -69,6 +78,19 @@ def why_stale(stage: Stage, folder: DatasetFolder, options: argparse.Namespace) 
         if len(_matches(folder, pattern)) < count:
             return f"{pattern} is missing or incomplete"
     return None
+
+
+def _better_backend(option: str, used: str | None) -> str | None:
+    """A back end that "auto" would prefer to `used` today: its weights came after the stage ran. (Not: one that went away.)"""
+    if option not in BACKENDS:
+        return None
+    module, table, order = BACKENDS[option]
+    table = getattr(importlib.import_module(module), table)
+    ranked = list(table.values() if isinstance(table, dict) else table)[::order]
+    names = [backend.name for backend in ranked]
+    if used not in names:
+        return None
+    return next((backend.name for backend in ranked[: names.index(used)] if backend.available()), None)
 
 
 def run_stage(stage: Stage, folder: DatasetFolder, options: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """process.py: where a data set goes, what is redone, how bad input ends, and that a kill changes nothing."""
 
 import errno
+import importlib
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from data_utils import process, report
+from data_utils import stage as stage_module
 from data_utils.landmarks import read_dense
 from data_utils.stage import Stage, run_stage, why_stale
 from tests.test_quality import landscape, tone, write_clip
@@ -188,6 +190,26 @@ def test_naming_the_back_end_that_auto_chose_is_no_change(table):
     assert go() == []
     options.how = "other"
     assert go() == ["first"]
+
+
+def test_a_better_back_end_that_appears_is_used_and_one_that_goes_away_is_not_missed(table, monkeypatch):
+    _, _, _, go = table
+    better = types.SimpleNamespace(name="better", available=lambda: False)
+    back_ends = {"better": better, "copy": types.SimpleNamespace(name="copy", available=lambda: True)}
+    monkeypatch.setitem(sys.modules, "tests.fake_back_ends", types.SimpleNamespace(TABLE=back_ends))
+    monkeypatch.setitem(stage_module.BACKENDS, "how", ("tests.fake_back_ends", "TABLE", 1))
+    assert go() == ["first", "second"] and go() == []
+    better.available = lambda: True
+    assert go() == ["first"]
+    monkeypatch.setitem(stage_module.BACKENDS, "how", ("tests.fake_back_ends", "TABLE", -1))  # now "better" is the worst
+    assert go() == []
+
+
+def test_the_tables_of_back_ends_are_where_the_stages_look_for_better_ones():
+    for module, table, _ in stage_module.BACKENDS.values():
+        found = getattr(importlib.import_module(module), table)
+        found = found.values() if isinstance(found, dict) else found
+        assert all(backend.name and callable(backend.available) for backend in found)
 
 
 def test_a_new_version_of_a_stages_code_makes_it_stale(table):

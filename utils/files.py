@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import os
 import zipfile
@@ -77,6 +78,15 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path} does not exist") from None
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run the step that writes it again") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
+    """A dict of tensors (or arrays), all as float32, for torch.load(weights_only=True). The same values give the same bytes."""
+    import torch  # slow to import, and many who write files do without
+
+    data = io.BytesIO()  # torch.save writes the name of a file into it, here of a temporary one
+    torch.save({name: torch.as_tensor(value, dtype=torch.float32) for name, value in tensors.items()}, data)
+    write_bytes(path, data.getvalue())
 
 
 def sha256(path: Path) -> str:

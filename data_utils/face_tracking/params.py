@@ -10,7 +10,7 @@ from data_utils.face_tracking.fit import Fit
 from data_utils.pose_solver import Poses
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
-from utils.files import atomic_path, read_npz
+from utils.files import read_npz, write_tensors
 from utils.pose import euler_to_matrix, matrix_to_euler
 
 
@@ -36,8 +36,7 @@ def write_params(folder: DatasetFolder, fit: Fit, ids: np.ndarray, count: int) -
         "id": fit.identity[None], "exp": expression, "euler": matrix_to_euler(torch.from_numpy(poses.rotation)),
         "trans": poses.translation, "focal": np.array([fit.focal]), "expression_basis": fit.model.expression,
     }  # fmt: skip
-    with atomic_path(folder.track_params) as temporary:
-        torch.save({name: torch.as_tensor(value, dtype=torch.float32) for name, value in params.items()}, temporary)
+    write_tensors(folder.track_params, params)
 
 
 def read_fit(folder: DatasetFolder, face_model: str = "auto") -> Fit:
