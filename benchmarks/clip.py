@@ -1,6 +1,6 @@
 """Time and measure the whole product on one clip: the figures of README.md and docs/benchmarks.md come from this.
 
-    python benchmarks/clip.py ../shared/videos/dfrf_cnn2_25fps.mp4 --seconds 20 --size 256 --speech ../shared/audio/synctalk_test.wav
+    python benchmarks/clip.py ../shared/videos/dfrf_cnn2_25fps.mp4 --seconds 20 --speech ../shared/audio/synctalk_test.wav
     python benchmarks/clip.py ../shared/videos/dfrf_cnn2_25fps.mp4 --size 512 --only process
 
 Runs the real programs as a user would, in data/bench_<name> and model/bench_<name>, and prints a line a program: wall
