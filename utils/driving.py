@@ -45,7 +45,9 @@ def ping_pong(length: int, count: int, start: int = 0, turn: int = TURN) -> np.n
         return np.zeros(count)
     slow = min(turn, last / 2)  # frames of path at each end that are passed in twice the time
     ramp = last + 2 * slow  # time from one end to the other
-    time = np.arange(count) + (slow + start if start > slow else 2 * np.sqrt(slow * start))  # when `start` is passed
+    rest = min(start, last - start)
+    begin = 2 * np.sqrt(slow * rest) if rest < slow else rest + slow  # from the nearer end to `start`
+    time = np.arange(count) + (begin if start <= last / 2 else ramp - begin)
     time = np.abs((time + ramp) % (2 * ramp) - ramp)  # fold onto one ramp
     from_end = np.minimum(time, ramp - time)
     near = np.where(from_end < 2 * slow, from_end**2 / (4 * slow), from_end - slow)

@@ -1,0 +1,92 @@
+"""Sound that streams: equal to the sound read at once, in memory that does not grow, and never out of step with the frames."""
+
+import tracemalloc
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from utils import speech
+from utils.audio import Recording, load_audio, load_sound, open_sound
+from utils.errors import UserError
+from utils.video import VideoWriter, read_frames
+
+
+def write(path, seconds, rate=48_000, channels=2):
+    """Noise that swells, written piece by piece."""
+    rng = np.random.default_rng(0)
+    with soundfile.SoundFile(path, "w", rate, channels) as file:
+        for k in range(seconds):
+            file.write(0.1 * (1 + k % 3) * rng.uniform(-1, 1, (rate, channels)))
+    return path
+
+
+def test_a_recording_slices_like_the_array_it_is(tmp_path):
+    path = write(tmp_path / "a.wav", 20, 44_100)
+    whole, recording = load_audio(path), Recording(path, window=16_000)
+    assert len(recording) == len(whole)
+    for start, stop in ((0, 100), (90, 40_000), (20_000, 90_000), (200_000, 200_010), (10, 20), (300_000, 10**9), (5, 5)):
+        np.testing.assert_array_equal(recording[start:stop], whole[start:stop])
+    index = np.array([70_000, 70_003, 70_001, 64_000])
+    np.testing.assert_array_equal(recording[index], whole[index])
+
+
+def test_speech_features_of_a_recording_equal_those_of_its_samples(tmp_path):
+    path = write(tmp_path / "a.wav", 50, 16_000, 1)
+    whole = speech.encode("mel", load_audio(path), 1250)
+    blocks = list(speech.stream("mel", Recording(path), 1250))
+    np.testing.assert_array_equal(np.concatenate(blocks), whole)
+    assert len(blocks) > 1
+
+
+def test_rows_are_as_many_as_asked_for_though_the_sound_ends_sooner_or_later(tmp_path):
+    samples = load_audio(write(tmp_path / "a.wav", 2, 16_000, 1))
+    longer = np.concatenate(list(speech.stream("mel", samples, 70)))
+    assert len(longer) == 70 and (longer[50:] == longer[49]).all()
+    assert sum(len(block) for block in speech.stream("mel", samples, 20)) == 20
+
+
+def test_an_hour_takes_no_more_memory_than_a_minute(tmp_path):
+    """Reading for speech, and muxing, of two lengths: the peak may not follow the length (whole: 23 and 92 MB as floats)."""
+    peaks = []
+    for seconds in (60, 240):
+        path = write(tmp_path / "a.wav", seconds)
+        tracemalloc.start()
+        for _ in speech.stream("mel", Recording(path), seconds * 25):
+            pass
+        with VideoWriter(tmp_path / "a.mp4", 32, 32, open_sound(path)) as writer:
+            for _ in range(seconds * 25):
+                writer.add(np.zeros((32, 32, 3), np.uint8))
+        peaks.append(tracemalloc.get_traced_memory()[1] / 2**20)
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] * 1.2 + 1, peaks
+
+
+def test_the_last_click_of_a_long_file_is_heard_with_its_frame(tmp_path):
+    rate, seconds = 44_100, 90
+    sound = np.zeros((seconds * rate, 2), np.float32)
+    for second in (1, seconds - 1):
+        sound[second * rate : second * rate + 200] = 0.8
+    soundfile.write(tmp_path / "a.flac", sound, rate)
+    with VideoWriter(tmp_path / "a.mp4", 32, 32, open_sound(tmp_path / "a.flac")) as writer:
+        for k in range(seconds * 25):
+            writer.add(np.full((32, 32, 3), 255 if k in (25, 25 * (seconds - 1)) else 0, np.uint8))
+    heard = load_sound(tmp_path / "a.mp4")[0][0]
+    clicks = np.flatnonzero(np.abs(heard) > 0.4)
+    flashes = [k for k, frame in enumerate(read_frames(tmp_path / "a.mp4")) if frame.mean() > 128]
+    assert flashes == [25, 25 * (seconds - 1)]
+    for flash, click in zip(flashes, (clicks[0], clicks[-1]), strict=True):
+        assert abs(click / rate - flash / 25) < 0.01  # the codec's own smear
+
+
+def test_a_file_damaged_in_its_middle_is_refused_before_anything_is_rendered(tmp_path):
+    with av.open(str(tmp_path / "mute.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = 64
+        container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode(None))
+    for path in (tmp_path / "mute.mp4", tmp_path / "absent.wav"):
+        for read in (Recording, open_sound):
+            with pytest.raises(UserError, match=path.name):
+                read(path)
