@@ -86,6 +86,7 @@ class ModelHiddenParams:
     layers: int = option(1, "attention layers")
     ffn_hidden: int = option(128, "hidden width of an attention layer")
     net_width: int = option(128, "hidden width of the deformation heads")
+    condition_noise: float = option(0.2, "noise on audio, expression and camera in training, in their deviations")
     dropout: float = option(0.0, "dropout inside the attention")
 
 
@@ -158,7 +159,8 @@ def read_cfg_args(model_path: str | Path) -> argparse.Namespace:
     path = Path(model_path) / "cfg_args"
     try:
         call = ast.parse(path.read_text(encoding="utf-8"), mode="eval").body
-        return argparse.Namespace(**{k.arg: ast.literal_eval(k.value) for k in call.keywords})
+        values = {f.name: f.default for group in GROUPS for f in dataclasses.fields(group)}  # settings younger than the model
+        return argparse.Namespace(**values | {k.arg: ast.literal_eval(k.value) for k in call.keywords})
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give a model folder that train.py wrote (--model_path model/<name>)") from None
     except (SyntaxError, ValueError, AttributeError, TypeError) as error:

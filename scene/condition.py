@@ -27,10 +27,15 @@ class Conditions:
 
 
 class Standardise(nn.Module):
-    """Subtract the mean and divide by the deviation of the training data; unseen values are bounded at 4 deviations."""
+    """Subtract the mean and divide by the deviation of the training data; unseen values are bounded at 4 deviations.
 
-    def __init__(self, width: int):
+    In training, `noise` deviations of Gaussian noise are added: exact values of audio, pose or expression name a frame of a
+    short clip as well as its number would, and the network would learn the mouth by heart instead of from the sound.
+    """
+
+    def __init__(self, width: int, noise: float = 0.0):
         super().__init__()
+        self.noise = noise
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("deviation", torch.ones(width))
 
@@ -41,7 +46,8 @@ class Standardise(nn.Module):
         self.deviation.copy_(deviation.clamp_min(1e-4 + 0.05 * deviation.max()))  # no noise from columns that stand still
 
     def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.deviation).clamp(-4.0, 4.0)
+        x = ((x - self.mean) / self.deviation).clamp(-4.0, 4.0)
+        return x + self.noise * torch.randn_like(x) if self.training and self.noise else x
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -54,9 +60,9 @@ def mlp(*widths: int) -> nn.Sequential:
 class AudioToken(nn.Module):
     """Each row 512 -> 32, then a learned weighting of the 8 rows (SyncTalk's AudioNet_ave and AudioAttNet, batched)."""
 
-    def __init__(self, features: int, d_model: int):
+    def __init__(self, features: int, d_model: int, noise: float):
         super().__init__()
-        self.standardise = Standardise(features)
+        self.standardise = Standardise(features, noise)
         self.rows = nn.Sequential(
             nn.Linear(features, 256), nn.LeakyReLU(0.02), nn.Linear(256, 128), nn.LeakyReLU(0.02), nn.Linear(128, 32)
         )
@@ -75,9 +81,9 @@ class AudioToken(nn.Module):
 class ExpressionToken(nn.Module):
     """The upper-face blendshapes: brows and blinks."""
 
-    def __init__(self, d_model: int):
+    def __init__(self, d_model: int, noise: float):
         super().__init__()
-        self.standardise = Standardise(7)
+        self.standardise = Standardise(7, noise)
         self.out = mlp(7, d_model, d_model)
 
     def forward(self, conditions: Conditions) -> Tensor:
@@ -87,9 +93,9 @@ class ExpressionToken(nn.Module):
 class CameraToken(nn.Module):
     """Rotation and translation of the view, for what moves with the pose: hair, shading, the neck."""
 
-    def __init__(self, d_model: int):
+    def __init__(self, d_model: int, noise: float):
         super().__init__()
-        self.standardise = Standardise(12)
+        self.standardise = Standardise(12, noise)
         self.out = mlp(12, d_model, d_model)
 
     def forward(self, conditions: Conditions) -> Tensor:
@@ -130,12 +136,12 @@ class NullToken(nn.Module):
 class ConditionEncoder(nn.Module):
     """The chosen tokens of a batch, stacked: (B, T, d_model)."""
 
-    def __init__(self, names: tuple[str, ...], audio_features: int, d_model: int):
+    def __init__(self, names: tuple[str, ...], audio_features: int, d_model: int, noise: float = 0.0):
         super().__init__()
         kinds = {
-            "audio": lambda: AudioToken(audio_features, d_model),
-            "expression": lambda: ExpressionToken(d_model),
-            "camera": lambda: CameraToken(d_model),
+            "audio": lambda: AudioToken(audio_features, d_model, noise),
+            "expression": lambda: ExpressionToken(d_model, noise),
+            "camera": lambda: CameraToken(d_model, noise),
             "frame": lambda: FrameToken(d_model),
             "null": lambda: NullToken(d_model),
         }

@@ -61,7 +61,7 @@ class Deformation(nn.Module):
         colour = 3 * (config.sh_degree + 1) ** 2
         self.tri_plane = TriPlane(config.plane_channels, config.plane_resolution, tuple(config.plane_multires))
         width = self.tri_plane.width
-        self.conditions = ConditionEncoder(tuple(config.tokens), audio_features, width)
+        self.conditions = ConditionEncoder(tuple(config.tokens), audio_features, width, config.condition_noise)
         self.attention = nn.ModuleList(
             TokenAttention(width, config.heads, config.ffn_hidden, config.dropout) for _ in range(config.layers)
         )
