@@ -70,7 +70,7 @@ class Trainer:
         self.coarse_data = TrainingSet(self.scene.reader, train_ids, config.part, max(1, config.batch_size // 4), config.seed)
         self.fine_data = TrainingSet(self.scene.reader, train_ids, config.part, config.batch_size, config.seed + 1)
         self.perceptual = PerceptualLoss("alex").to(self.device) if config.lambda_perceptual else None
-        face = read_face(self.scene.reader.folder.require(self.scene.reader.folder.fused))
+        face = read_face(self.scene.reader)
         self.regions = AttentionRegions(face.points.numpy())
         self.aux = ("depth", "normal") * bool(config.lambda_normal) + ("distortion",) * bool(config.lambda_distortion)
         checkpoint = latest_checkpoint(self.scene.model_path)

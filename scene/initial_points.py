@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
 
 from scene.gaussian_model import PointCloud
+from scene.landmark_face import landmark_face
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.constants import MOUTH, PART_CLASSES
 from utils.ply import read_mesh
@@ -18,9 +17,15 @@ SEED_FRAMES = 8  # frames over the clip whose pixels give points, and as many wi
 MOUTH_DEPTH = 0.25  # dm behind the tip of the nose: where teeth and tongue are
 
 
-def read_face(path: Path) -> PointCloud:
-    """fused.ply -> its vertices. Raises UserError if it is absent, damaged or lacks a field."""
-    mesh = read_mesh(path)
+def read_face(reader: TalkingDatasetReader) -> PointCloud:
+    """The vertices of fused.ply, or where another tool made the data set, a surface through its landmarks.
+
+    Raises UserError if fused.ply is damaged or lacks a field, or is missing though process.py made the folder.
+    """
+    folder = reader.folder
+    if not folder.fused.exists() and not folder.crop.exists():
+        return landmark_face(reader)
+    mesh = read_mesh(folder.require(folder.fused))
     normals = torch.nn.functional.normalize(torch.from_numpy(mesh.normals), dim=-1)
     return PointCloud(torch.from_numpy(mesh.points), normals, torch.from_numpy(mesh.colours))
 
@@ -31,7 +36,7 @@ def initial_points(reader: TalkingDatasetReader, part: str, seeds: int, seed: in
     A pixel of the part becomes a point on its viewing ray. Its depth comes from inflating the silhouette: on the outline
     the plane of the ears, towards the middle up to the depth of the forehead; mouth pixels lie just behind the lips.
     """
-    face = read_face(reader.folder.require(reader.folder.fused))
+    face = read_face(reader)
     rng = np.random.default_rng(seed)
     train = reader.splits["train"]
     spread = train[:: max(1, len(train) // SEED_FRAMES)][:SEED_FRAMES]

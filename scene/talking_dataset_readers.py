@@ -15,7 +15,7 @@ from utils.constants import BLINK_COLUMNS, DM_PER_M, UPPER_FACE_COLUMNS
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.files import read_json, read_npy
-from utils.image import read_parsing, read_rgb, read_rgba
+from utils.image import over, read_parsing, read_rgb, read_rgba
 from utils.pose import world_to_view
 
 ENCODER_PREFERENCE = ("ave", "whisper", "hubert", "deepspeech", "mel")
@@ -118,17 +118,9 @@ class TalkingDatasetReader:
         """(H, W, 4) uint8 RGBA: the body without its head, transparent elsewhere."""
         return read_rgba(self.folder.require(self.folder.torso(i)))
 
-    def backdrop(self, i: int, background: np.ndarray | None = None) -> np.ndarray:
-        """(H, W, 3) uint8: the torso without its head over the clip's plate, or over `background`."""
-        torso, plate = self.torso(i), self.plate if background is None else background
-        result = plate.copy()
-        rows = np.flatnonzero(torso[..., 3].any(1))
-        if len(rows):  # above the shoulders there is nothing to blend
-            piece = slice(rows[0], rows[-1] + 1)
-            alpha = torso[piece, :, 3:].astype(np.uint16)
-            mixed = torso[piece, :, :3] * alpha + plate[piece] * (255 - alpha) + 127
-            result[piece] = mixed // 255
-        return result
+    def backdrop(self, i: int) -> np.ndarray:
+        """(H, W, 3) uint8: the torso without its head over the background plate; what the rendered head is put on."""
+        return over(self.torso(i), self.plate)
 
     @functools.cached_property
     def plate(self) -> np.ndarray:
