@@ -58,7 +58,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--part", choices=tuple(PART_CLASSES), default="head", help="what train.py will model (default %(default)s)")
     add("--use_3dmm", action="store_true", help="take the face tracker's own pose; no optical flow, no bundle adjustment")
     add("--av_offset", type=_av_offset, default="auto", metavar="FRAMES", help="move the sound by so many frames of 1/25 s, "
-        "negative = earlier; auto moves it where lips and sound are surely more than a frame apart (default %(default)s)")  # fmt: skip
+        "negative = earlier; auto moves it where lips and sound are surely more than a frame apart (%(default)s)")  # fmt: skip
     add("--force", action="store_true", help="redo the stages even if they are up to date, and take clips that would be refused")
     add("--check", action="store_true", help="only the quality check: its verdict, in seconds")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default %(default)s)")

@@ -43,6 +43,17 @@ def write_rgb(path: Path, image: np.ndarray, quality: int = 95) -> None:
     write_bytes(path, data.tobytes())
 
 
+def over(image: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8: an (H, W, 4) RGBA picture over an (H, W, 3) one."""
+    result = background.copy()
+    rows = np.flatnonzero(image[..., 3].any(1))
+    if len(rows):  # a torso leaves the upper half free, and there is nothing to blend there
+        piece = slice(rows[0], rows[-1] + 1)
+        alpha = image[piece, :, 3:].astype(np.uint16)
+        result[piece] = (image[piece, :, :3] * alpha + background[piece] * (255 - alpha) + 127) // 255
+    return result
+
+
 def _decode(path: Path, flags: int) -> np.ndarray:
     try:
         data = np.fromfile(path, dtype=np.uint8)
