@@ -20,6 +20,7 @@ import torch
 
 from data_utils.landmarks import FaceLandmarker, to_68
 from gaussian_renderer.compositing import composite, from_bytes
+from gaussian_renderer.paste import Backdrops
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils import image_metrics as measure
 from utils.constants import IMAGE_SIZE, PART_CLASSES
@@ -32,6 +33,7 @@ from utils.pipeline import prefetch
 from utils.progress import progress
 
 BATCH = 4
+BEHIND = {"none": "torso and background plate", "original": "the filmed frame (--paste original)"}
 RING = 6  # half width of the neck ring, pixels at 512
 # name, unit, better; the rest of a line of the table is the value
 TABLE = (
@@ -69,6 +71,7 @@ def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, dev
     """Per-frame values (F,) of everything measured on pixels."""
     perceptual = PerceptualLoss("alex").to(device)
     part = PART_CLASSES[facts["part"]]
+    backdrops = Backdrops(reader, facts["part"], facts.get("paste", "none"))
     radius = max(1, round(RING * reader.width / IMAGE_SIZE))
 
     def load(start: int) -> tuple[torch.Tensor, ...]:
@@ -78,8 +81,7 @@ def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, dev
         classes = [reader.parsing(i) for i in ids]
         masks = [np.stack([np.isin(c, PART_CLASSES["head"]) for c in classes]), np.stack([np.isin(c, part) for c in classes]),
                  np.stack([measure.neck_ring(c, part, radius) for c in classes])]  # fmt: skip
-        backdrops = np.stack([reader.backdrop(i) for i in ids])
-        return *(torch.from_numpy(p) for p in (*pictures, backdrops)), *(torch.from_numpy(m)[:, None].float() for m in masks)
+        return *(torch.from_numpy(p) for p in (*pictures, backdrops.batch(ids))), *(torch.from_numpy(m)[:, None].float() for m in masks)
 
     values: dict[str, list[np.ndarray]] = {}
     starts = progress(range(0, len(facts["ids"]), BATCH), label="pictures", unit="batch")
@@ -127,7 +129,7 @@ def evaluate(model: Path, split: str = "test", iteration: int = -1, source: Path
     results["protocol"] = {
         "frames": len(facts["ids"]), "split": split, "iteration": facts["iteration"], "size": [reader.width, reader.height],
         "pictures": "raw frames (PNG), never re-encoded; head with feather "
-                    f"{facts['feather']} px at 512 over torso and background plate, against the filmed frames",
+                    f"{facts['feather']} px at 512 over {BEHIND[facts.get('paste', 'none')]}, against the filmed frames",
         "region": "full frame; PSNR_head: head classes of parsing/ (face, hair, ears, hat); Seam: within "
                   f"{RING} px (at 512) of both the rendered part ({facts['part']}) and the body",
         "averages": "mean over frames of each frame's value; correlation, lag and jitter over the clip",

@@ -128,14 +128,16 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
         truth = np.stack([reader.image(i) for i in ids]) if clip.truth else None
         return batch_conditions(reader, clip, start, ids), torch.from_numpy(backdrops.batch(ids)), truth
 
-    done = 0
+    done, background = 0, backdrops.background
+    background = None if background is None else from_bytes(torch.from_numpy(background)[None]).to(device)
     batches = prefetch(load, range(0, len(clip.pose_ids), batch))
     bar = progress(label=f"render {clip.split}", total=len(clip.pose_ids))
     with outputs, contextlib.closing(batches), bar, torch.inference_mode():
         try:
             for conditions, behind, truth in batches:
                 rendering = draw(conditions.to(device))
-                frames = put_on(rendering.rgb, rendering.alpha, from_bytes(behind.to(device)), feather, backdrops.place)
+                behind = from_bytes(behind.to(device))
+                frames = put_on(rendering.rgb, rendering.alpha, behind, feather, backdrops.place, background)
                 weights = rendering.attention
                 if weights is not None:
                     weights = weights.mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).cpu().numpy()

@@ -27,6 +27,7 @@ from utils.video import FrameReader
 PASTES = ("none", "original", "full")
 GREEN = "#00ff00"
 JAW_REACH = 8  # pixels at 512 around the filmed jaw that are taken from the body without its head
+KEY_EDGE = 4.0  # softness at 512 of the person's edge when cut out of the filmed background
 UPPER_LIP = 51  # of the 68 landmarks: what lies higher does not move with the jaw
 
 
@@ -64,14 +65,16 @@ def read_background(text: str, width: int, height: int) -> np.ndarray:
 class Backdrops:
     """Pictures behind the head that `part` models: `place` says how large they are, `batch(ids)` makes them.
 
-    reader: TalkingDatasetReader. `transparent` leaves the background out: the pictures are RGBA then. Raises UserError
-    where the source video is gone or is another one.
+    reader: TalkingDatasetReader. `background`: see read_background; `transparent` leaves it out. With either, `keyed` is true, the
+    pictures are RGBA and hold only the person; what comes behind is `background` (H, W, 3) uint8, if anything.
+    Raises UserError where the source video is gone or is another one.
     """
 
     def __init__(self, reader, part: str, paste: str = "none", background: str | None = None, transparent: bool = False):
         self.reader, self.part, self.paste = reader, part, paste
-        self.place, self.channels = Place(reader.width, reader.height), 4 if transparent else 3
-        self._plate = reader.plate if background is None else read_background(background, reader.width, reader.height)
+        self.place = Place(reader.width, reader.height)
+        self.keyed = transparent or background is not None  # the person is cut out of the filmed background
+        self.background = None if background is None else read_background(background, reader.width, reader.height)
         if paste == "full":
             self._open_source()
 
@@ -93,7 +96,7 @@ class Backdrops:
         return np.stack([self[i] for i in ids])
 
     def __getitem__(self, i: int) -> np.ndarray:
-        """(H, W, 3 or 4) uint8 of frame `i`."""
+        """(H, W, 3 or, keyed, 4) uint8 of frame `i`."""
         if self.paste == "none":
             return self._body(i)
         behind, weight = self._body(i), self._jaw(i)
@@ -110,11 +113,9 @@ class Backdrops:
     def _body(self, i: int) -> np.ndarray:
         """The body without its head over the background; the background alone where the body is rendered too."""
         if self.part == "all":
-            alpha = np.full((*self._plate.shape[:2], 1), 0 if self.channels == 4 else 255, np.uint8)
-            return np.concatenate([self._plate, alpha], 2)[..., : self.channels]
-        if self.channels == 4:
-            return self.reader.torso(i)
-        return self.reader.backdrop(i, self._plate)
+            plate = self.reader.plate
+            return np.zeros((*plate.shape[:2], 4), np.uint8) if self.keyed else plate
+        return self.reader.torso(i) if self.keyed else self.reader.backdrop(i)
 
     def _jaw(self, i: int) -> np.ndarray:
         """(H, W) float32 in [0, 1]: 1 on the filmed lower face and just around it, where the original must not show."""
@@ -132,22 +133,33 @@ def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return (a + weight[..., None] * (b.astype(np.float32) - a) + 0.5).astype(np.uint8)
 
 
-def put_on(rgb: Tensor, alpha: Tensor, backdrop: Tensor, feather: float, place: Place) -> Tensor:
-    """The rendering (premultiplied `rgb` (B, 3, h, w), `alpha` (B, 1, h, w)) on `backdrop` (B, 3 or 4, H, W), all in [0, 1].
+def put_on(rgb: Tensor, alpha: Tensor, behind: Tensor, feather: float, place: Place, background: Tensor | None = None) -> Tensor:
+    """The rendering (premultiplied `rgb` (B, 3, h, w), `alpha` (B, 1, h, w)) on the picture `behind`, all in [0, 1].
 
-    A backdrop with alpha gives a picture with straight (not premultiplied) alpha. `feather`: compositing.composite.
+    `behind` (B, 3, H, W), or (B, 4, H, W) of what else is seen of the person: head and body are then cut out together and
+    put on `background` (1, 3, H, W), or without one the result is RGBA with straight (not premultiplied) alpha.
+    `feather`: compositing.composite.
     """
     if place.side is not None:
-        weight = edge_weight(alpha, feather * alpha.shape[-1] / IMAGE_SIZE) if feather > 0 else 1.0
-        large = F.interpolate(torch.cat([rgb * weight, alpha * weight], 1), (place.side, place.side), mode="bicubic",
-                              antialias=True, align_corners=False).clamp_(0, 1)  # fmt: skip
-        large = large[..., : place.height - place.y, : place.width - place.x]
-        rows, columns = slice(place.y, place.y + large.shape[-2]), slice(place.x, place.x + large.shape[-1])
-        picture = backdrop.clone()
-        picture[..., rows, columns] = composite(large[:, :3], large[:, 3:], backdrop[..., rows, columns])
-        return picture
-    if backdrop.shape[1] == 3:
-        return composite(rgb, alpha, backdrop, feather)
-    behind = backdrop[:, 3:]
-    both = composite(torch.cat([rgb, alpha], 1), alpha, torch.cat([backdrop[:, :3] * behind, behind], 1), feather)
-    return torch.cat([both[:, :3] / both[:, 3:].clamp_min(1e-4), both[:, 3:]], 1)
+        return _into(rgb, alpha, behind, feather, place)
+    if behind.shape[1] == 3:
+        return composite(rgb, alpha, behind, feather)
+    body = behind[:, 3:]
+    person = composite(torch.cat([rgb, alpha], 1), alpha, torch.cat([behind[:, :3] * body, body], 1), feather)
+    # as one shape: its outermost pixels hold the filmed background's colour, and where head meets body there is no edge
+    person = person * edge_weight(person[:, 3:], KEY_EDGE * alpha.shape[-1] / IMAGE_SIZE)
+    if background is not None:
+        return torch.addcmul(person[:, :3], 1 - person[:, 3:], background)
+    return torch.cat([person[:, :3] / person[:, 3:].clamp_min(1e-4), person[:, 3:]], 1)
+
+
+def _into(rgb: Tensor, alpha: Tensor, behind: Tensor, feather: float, place: Place) -> Tensor:
+    """The rendering enlarged (or reduced) into its square of a larger picture `behind`."""
+    weight = edge_weight(alpha, feather * alpha.shape[-1] / IMAGE_SIZE) if feather > 0 else 1.0
+    head = F.interpolate(torch.cat([rgb * weight, alpha * weight], 1), (place.side, place.side), mode="bicubic",
+                         antialias=True, align_corners=False).clamp_(0, 1)  # fmt: skip
+    head = head[..., : place.height - place.y, : place.width - place.x]
+    rows, columns = slice(place.y, place.y + head.shape[-2]), slice(place.x, place.x + head.shape[-1])
+    picture = behind.clone()
+    picture[..., rows, columns] = composite(head[:, :3], head[:, 3:], behind[..., rows, columns])
+    return picture
