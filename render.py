@@ -35,6 +35,7 @@ from utils.audio import Recording, Sound, load_audio, open_sound
 from utils.constants import BLINK_COLUMNS, FPS, JAW_OPEN_COLUMN, SAMPLE_RATE, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
 from utils.device import choose_device
 from utils.errors import UserError, command_line
+from utils.export import write_surfels
 from utils.files import read_npy, write_json
 from utils.pipeline import Rows, prefetch
 from utils.progress import progress
@@ -185,6 +186,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--background", help="a picture file, a colour (#rrggbb, white, ...) or green, in place of the background")
     parser.add_argument("--alpha", nargs="?", choices=("prores", "png"), const="prores", help="leave the background out: ProRes "
                         "4444 .mov (prores, the default) or a PNG sequence (png)")  # fmt: skip
+    parser.add_argument("--export_ply", nargs="?", type=int, const=-1, metavar="FRAME", help="write the head at rest, or as in "
+                        "FRAME of the clip, as .ply for 2DGS and 3DGS viewers into <model>/export, and nothing else")  # fmt: skip
     parser.add_argument("--pictures", action="store_true", help="write every frame as PNG too (the test split always does)")
     parser.add_argument("--batch", type=int, help="frames drawn at once (16 on a GPU, 4 on a CPU)")
     parser.add_argument("--encoder", choices=tuple(encoders.ENCODERS), default="libx264", help="video encoder (%(default)s)")
@@ -207,9 +210,27 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--alpha goes without --paste: a filmed frame has no alpha")
     if args.lossless and (args.encoder != "libx264" or args.alpha):
         parser.error("--lossless goes with --encoder libx264 and without --alpha (there, --alpha png is lossless)")
-    if args.skip_train and args.skip_test and not args.custom_aud:
+    if args.export_ply is not None and args.export_ply < -1:
+        parser.error(f"--export_ply {args.export_ply} is no frame id")
+    if args.skip_train and args.skip_test and not args.custom_aud and args.export_ply is None:
         parser.error("--skip_train and --skip_test leave nothing to render; give --custom_aud or drop one")
     return args
+
+
+def export(model: Path, head: TalkingHead, reader: TalkingDatasetReader, frame: int, device: torch.device) -> None:
+    """Write <model>/export/ours_N_{canonical or frame}_{2dgs,3dgs}.ply. Raises UserError if `frame` is not usable."""
+    if frame >= 0 and frame not in reader.ids:
+        raise UserError(f"--export_ply {frame}: {reader.folder.root} has no usable frame {frame}; its ids are {reader.ids[0]} to "
+                        f"{reader.ids[-1]}, less those dropped in valid.json")  # fmt: skip
+    surfels = head.gaussians.surfels
+    if frame >= 0:
+        with torch.inference_mode():
+            deformed = head(reader.conditions([frame]).to(device))
+        surfels = type(deformed)(*(getattr(deformed, name)[0] for name in ("xyz", "scaling", "rotation", "opacity", "sh")))
+    for kind in ("2dgs", "3dgs"):
+        path = model / "export" / f"ours_{head.iteration}_{'canonical' if frame < 0 else f'frame_{frame}'}_{kind}.ply"
+        write_surfels(path, surfels, three_scales=kind == "3dgs")
+        print(path)
 
 
 def open_avatar(args: argparse.Namespace) -> tuple[Path, TalkingHead, TalkingDatasetReader, torch.device]:
@@ -238,6 +259,9 @@ def main(argv: list[str] | None = None) -> None:
     if args.alpha == "prores":
         encoders.check(encoders.codec(alpha=True), 512, 512, "use --alpha png")
     model, head, reader, device = open_avatar(args)
+    if args.export_ply is not None:
+        export(model, head, reader, args.export_ply, device)
+        return
     backdrops = Backdrops(reader, head.config.part, args.paste, args.background, bool(args.alpha))
 
     prefix = model.resolve().name

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from plyfile import PlyData, PlyElement, PlyParseError
+from plyfile import PlyData, PlyParseError
 from simple_knn import distCUDA2
 from torch import Tensor, nn
 
 from scene.deformation import Surfels
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.export import write_surfels
 from utils.pose import quaternion_of_normal, quaternion_to_matrix
 from utils.sh import rgb_to_sh
 
@@ -125,17 +125,8 @@ class GaussianModel(nn.Module):
     # -- the .ply of the 2DGS ecosystem --------------------------------------------------------------------------
 
     def save_ply(self, path: Path) -> None:
-        """Binary .ply: x y z nx ny nz f_dc f_rest (channel-major) opacity scale_0 scale_1 rot, pre-activation values."""
-        v = {name: value.detach().cpu() for name, value in self.values.items()}
-        normal = quaternion_to_matrix(v["rotation"])[..., 2]
-        rest = v["features_rest"].transpose(1, 2).flatten(1)
-        columns = torch.cat([v["xyz"], normal, v["features_dc"][:, 0], rest, v["opacity"], v["scaling"], v["rotation"]], 1)
-        names = ["x", "y", "z", "nx", "ny", "nz"] + [f"f_dc_{i}" for i in range(3)]
-        names += [f"f_rest_{i}" for i in range(rest.shape[1])] + ["opacity", "scale_0", "scale_1"]
-        names += [f"rot_{i}" for i in range(4)]
-        vertices = np.ascontiguousarray(columns.numpy(), dtype="<f4").view([(name, "<f4") for name in names])[:, 0]
-        with atomic_path(path) as temporary:
-            PlyData([PlyElement.describe(vertices, "vertex")], comments=["SplatRenderMode: 2dgs"]).write(temporary)
+        """Binary .ply of the 2DGS ecosystem (utils/export.py)."""
+        write_surfels(path, self.surfels)
 
     @classmethod
     def load_ply(cls, path: Path) -> GaussianModel:
