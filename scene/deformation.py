@@ -84,9 +84,9 @@ class Deformation(nn.Module):
             sh=surfels.sh + residual["sh"].view_as(surfels.sh),
         )
 
-    def forward(self, surfels: Surfels, conditions: Conditions, features: Tensor | None = None) -> Surfels:
-        """Deform canonical surfels for B frames. `features` (N, width) may be given when they are already known."""
-        x = self.tri_plane(surfels.xyz) if features is None else features
+    def forward(self, surfels: Surfels, conditions: Conditions) -> Surfels:
+        """Deform canonical surfels for B frames (rendering runs the same network faster: inference.py)."""
+        x = self.tri_plane(surfels.xyz)
         tokens = self.conditions(conditions)
         maps = []
         for layer in self.attention:
