@@ -62,18 +62,23 @@ def aligned(samples: np.ndarray, offset: float) -> np.ndarray:
     return samples[-shift:] if shift < 0 else np.concatenate([np.zeros(shift, samples.dtype), samples])
 
 
+def levels(samples: np.ndarray) -> np.ndarray:
+    """(n,) dBFS of (S,) samples at 16 kHz, in pieces of 0.1 s (the last, shorter one left out; a clip below that is one piece)."""
+    tenth = min(SAMPLE_RATE // 10, len(samples))
+    power = np.square(samples[: len(samples) // tenth * tenth].reshape(-1, tenth)).mean(1)
+    return 10 * np.log10(power + 1e-12)
+
+
 def sound_facts(samples: np.ndarray) -> dict[str, float]:
     """What is measured of (S,) samples at 16 kHz, in pieces of 0.1 s.
 
     loudness_db: level that the loudest tenth of the pieces exceeds, dBFS; silence_share: part of the pieces 45 dB below it;
     longest_silence: seconds.
     """
-    tenth = min(SAMPLE_RATE // 10, len(samples))
-    power = np.square(samples[: len(samples) // tenth * tenth].reshape(-1, tenth)).mean(1)
-    level = 10 * np.log10(power + 1e-12)
+    level = levels(samples)
     loud = float(np.percentile(level, 90))
     silent = level < max(loud + _PAUSE, SILENT)
     edges = np.flatnonzero(np.diff(np.concatenate([[0], silent, [0]])))
-    longest = float((edges[1::2] - edges[::2]).max(initial=0)) * tenth / SAMPLE_RATE
+    longest = float((edges[1::2] - edges[::2]).max(initial=0)) / 10
     return {"seconds": round(len(samples) / SAMPLE_RATE, 3), "loudness_db": round(loud, 1),
             "silence_share": round(float(silent.mean()), 3), "longest_silence": round(longest, 1)}  # fmt: skip
