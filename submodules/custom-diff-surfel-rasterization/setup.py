@@ -1,11 +1,15 @@
-"""Builds libsurfel_cpu.so: a plain C-ABI library (no Python, no torch headers), loaded by cpu.py through ctypes.
+"""Builds libsurfel_cpu.so and, where nvcc is found, libsurfel_cuda.so: plain C-ABI libraries (no Python, no torch headers), loaded
+by cpu.py and cuda.py through ctypes.
 
-The inner kernels are compiled once per CPU generation and chosen at run time, so the library runs on any CPU of the architecture.
-CXX and CXXFLAGS are honoured.
+CPU: the inner kernels are compiled once per CPU generation and chosen at run time, so the library runs on any CPU of the
+architecture. CXX and CXXFLAGS are honoured.
+CUDA: for the architectures of TORCH_CUDA_ARCH_LIST ("8.0 9.0+PTX"), else for all that run today (ARCHITECTURES). nvcc is taken from
+NVCC, CUDA_HOME or PATH; no GPU is needed. SURFEL_BUILD_CUDA=0 builds for the CPU only, =1 makes a missing nvcc an error.
 """
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -16,7 +20,9 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-CSRC = Path(__file__).resolve().parent / "csrc" / "cpu"
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc" / "cpu"
+CUDA_SOURCE = ROOT / "csrc" / "cuda" / "rasterize.cu"
 FLAGS = (
     "-O3 -std=c++17 -fPIC -fopenmp -fvisibility=hidden -ffp-contract=off -fno-math-errno -fno-trapping-math "
     "-Wall -Wextra -Wno-maybe-uninitialized -Wno-psabi"
@@ -44,9 +50,61 @@ def run(command: list) -> None:
     try:
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     except OSError as error:
-        sys.exit(f"diff-surfel-rasterization: the C++ compiler {command[0]!r} cannot be run ({error}); set CXX to one that can.")
+        sys.exit(f"diff-surfel-rasterization: the compiler {command[0]!r} cannot be run ({error}); set CXX or NVCC to one that can.")
     if done.returncode:
         sys.exit(f"{done.stderr}\ndiff-surfel-rasterization: compilation failed (the compiler's messages are above): {command[0]}")
+
+
+# Machine code for these runs on every later minor version too (8.0 on 8.6 and 8.9, 12.0 on 12.1); PTX of the last for what comes.
+ARCHITECTURES = {(11, 8): "7.5 8.0 9.0+PTX", (12, 8): "7.5 8.0 9.0 10.0 12.0+PTX"}  # from this CUDA version on
+
+
+def find_nvcc() -> str | None:
+    """nvcc, or None for a build without CUDA (why is printed)."""
+    wish = os.environ.get("SURFEL_BUILD_CUDA", "")
+    if wish == "0":
+        print("diff-surfel-rasterization: built for the CPU only (SURFEL_BUILD_CUDA=0)")
+        return None
+    home = os.environ.get("CUDA_HOME")
+    places = [os.environ.get("NVCC"), home and f"{home}/bin/nvcc", "nvcc"]
+    found = next((path for path in (shutil.which(place) for place in places if place) if path), None)
+    if not found and wish == "1":
+        sys.exit("diff-surfel-rasterization: SURFEL_BUILD_CUDA=1, but nvcc was not found: put it on PATH or set CUDA_HOME")
+    if not found:
+        print("diff-surfel-rasterization: nvcc is not on PATH, so this build is for the CPU only")
+    return found
+
+
+def cuda_version(nvcc: str) -> tuple[int, int]:
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"release (\d+)\.(\d+)", text)
+    if not version or (int(version[1]), int(version[2])) < (11, 8):
+        sys.exit(f"diff-surfel-rasterization needs CUDA 11.8 or later; {nvcc} says: {text.strip() or 'nothing'}")
+    return int(version[1]), int(version[2])
+
+
+def architecture_flags(names: str) -> list[str]:
+    """nvcc's -gencode options for a list in torch's form: "8.0;9.0+PTX" or "8.0 9.0a"."""
+    flags = []
+    for name in names.replace(";", " ").replace(",", " ").split():
+        match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
+        if not match:
+            sys.exit(f'diff-surfel-rasterization: TORCH_CUDA_ARCH_LIST holds {name!r}; write versions like "8.0 9.0+PTX"')
+        number = match[1] + match[2]
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        if match[3]:
+            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return flags
+
+
+def cuda_command(nvcc: str, target: Path) -> list:
+    version = cuda_version(nvcc)
+    default = next(names for least, names in sorted(ARCHITECTURES.items(), reverse=True) if version >= least)
+    names = os.environ.get("TORCH_CUDA_ARCH_LIST") or default
+    print(f"diff-surfel-rasterization: building for CUDA {version[0]}.{version[1]}, architectures {names}")
+    host = ["-ccbin", shlex.split(os.environ["CXX"])[0]] if os.environ.get("CXX") else []
+    options = "-O3 -std=c++17 --threads 0 -cudart static -shared -Xcompiler -fPIC,-fvisibility=hidden,-Wall".split()
+    return [nvcc, *options, *host, *architecture_flags(names), CUDA_SOURCE, "-o", target]
 
 
 class BuildLibrary(build_ext):
@@ -54,6 +112,14 @@ class BuildLibrary(build_ext):
         return str(Path(*name.split("."))) + ".so"
 
     def build_extension(self, ext: Extension) -> None:
+        if ext.name.endswith("cuda"):
+            target = Path(self.get_ext_fullpath(ext.name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            run(cuda_command(find_nvcc(), target))
+        else:
+            self.build_cpu(ext)
+
+    def build_cpu(self, ext: Extension) -> None:
         compiler = find_compiler() + FLAGS + shlex.split(os.environ.get("CXXFLAGS", ""))
         target = Path(self.get_ext_fullpath(ext.name))
         objects = Path(self.build_temp)
@@ -67,5 +133,11 @@ class BuildLibrary(build_ext):
         run([*compiler, "-shared", *jobs, "-o", target])
 
 
-sources = sorted(str(p.relative_to(Path(__file__).resolve().parent)) for p in CSRC.glob("*.cpp"))
-setup(ext_modules=[Extension("diff_surfel_rasterization.libsurfel_cpu", sources)], cmdclass={"build_ext": BuildLibrary})
+def sources(folder: Path, pattern: str) -> list[str]:
+    return sorted(str(p.relative_to(ROOT)) for p in folder.glob(pattern))
+
+
+extensions = [Extension("diff_surfel_rasterization.libsurfel_cpu", sources(CSRC, "*.cpp"))]
+if find_nvcc():
+    extensions.append(Extension("diff_surfel_rasterization.libsurfel_cuda", sources(CUDA_SOURCE.parent, "*.cu")))
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildLibrary})

@@ -1,6 +1,7 @@
 """Batched, differentiable rasterizer of 2D Gaussian surfels. See `rasterize_surfels`."""
 
 from . import cpu as _cpu_back_end  # noqa: F401  registers its kernels
+from . import cuda as _cuda_back_end  # noqa: F401  likewise
 from .compat import GaussianRasterizationSettings, GaussianRasterizer, rasterize_gaussians
 from .surfels import SurfelImages, rasterize_surfels
 

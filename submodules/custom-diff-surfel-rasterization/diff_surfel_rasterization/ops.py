@@ -5,8 +5,6 @@ output aliases an input, and every output shape follows from the input shapes. `
 backward, an opaque byte tensor; it is empty when no gradient is wanted (save = False).
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -24,10 +22,9 @@ def batch_size(*tensors: Tensor | None) -> int:
     return next((size for size in sizes if size != 1), 1)
 
 
-def state_bytes(device: torch.device, dtype: torch.dtype, pixels: int, aux: Sequence[str]) -> int:
-    """Size of the CPU back end's state: transmittance and last index a pixel, and what some aux maps need besides."""
-    number = 8 if dtype == torch.float64 else 4
-    return pixels * (number * (4 if "distortion" in aux else 1) + 4 * (2 if "median_depth" in aux else 1))
+# Bytes that a back end keeps for its backward: (dtype, batch, surfels, width, height, aux) -> int, by device type. Shapes may be
+# symbolic (torch.compile), so these functions hold no condition on them.
+STATE_BYTES = {}
 
 
 def empty_outputs(means, quats, scales, opacities, features, viewmats, Ks, background, width, height, aux, save):
@@ -39,8 +36,17 @@ def empty_outputs(means, quats, scales, opacities, features, viewmats, Ks, backg
         for name, count in planes.items()
     ]
     radii = means.new_empty(batch, means.shape[1], dtype=torch.int32)
-    size = state_bytes(means.device, means.dtype, batch * height * width, aux) if save else 0
+    size = STATE_BYTES[means.device.type](means.dtype, batch, means.shape[1], width, height, aux) if save else 0
     return (*images, radii, means.new_empty(size, dtype=torch.uint8))
+
+
+def gradient_outputs(inputs, batch: int, make=torch.empty_like) -> tuple[Tensor, ...]:
+    """Outputs of the backward op for the inputs of the forward op (means .. background): one each but for the cameras, and the
+    screen-space gradient (B, N, 2)."""
+    means, background = inputs[0], inputs[-1]
+    outputs = [make(t, memory_format=torch.contiguous_format) for t in inputs[:5]]
+    outputs.append(make(means.new_empty(0) if background is None else background, memory_format=torch.contiguous_format))
+    return (*outputs, make(means.new_empty(batch, means.shape[1], 2)))
 
 
 def _no_kernel(name: str):
@@ -93,10 +99,8 @@ def _(means, quats, scales, opacities, features, viewmats, Ks, background, scree
 
 @backward_op.register_fake
 def _(grads, means, quats, scales, opacities, features, viewmats, Ks, background, state, width, height, near, far, cutoff, aux):
-    batch = batch_size(means, quats, scales, opacities, features, viewmats, Ks, background)
-    outputs = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (means, quats, scales, opacities, features)]
-    outputs.append(means.new_empty(0) if background is None else torch.empty_like(background))
-    return (*outputs, means.new_empty(batch, means.shape[1], 2))
+    inputs = (means, quats, scales, opacities, features, viewmats, Ks, background)
+    return gradient_outputs(inputs, batch_size(*inputs))
 
 
 @sh_op.register_fake

@@ -47,7 +47,7 @@ def sh_colours(means: Tensor, sh: Tensor, viewmats: Tensor, degree: int) -> Tens
 
 def _one_image(means, quats, scales, opacities, payload, viewmat, K, width, height, background, near, far, cutoff):
     """One image of one set of surfels (no batch dimension): (planes by name, radii (N,), T_u2/T_v2 leaves (N, 2))."""
-    n, dtype = means.shape[0], means.dtype
+    n, dtype, device = means.shape[0], means.dtype, means.device
     finite = torch.cat([t.detach().reshape(n, -1) for t in (means, quats, scales, opacities, payload)], 1).isfinite().all(1)
     R = rotation_matrices(torch.where(finite[:, None], quats, quats.new_tensor([1.0, 0, 0, 0])))
     means, scales, payload = (torch.where(finite[:, None], t, torch.ones_like(t)) for t in (means, scales, payload))
@@ -80,7 +80,8 @@ def _one_image(means, quats, scales, opacities, payload, viewmat, K, width, heig
     count = int(alive.sum())
     order = order[:count]
 
-    y, x = torch.meshgrid(torch.arange(height, dtype=dtype) + 0.5, torch.arange(width, dtype=dtype) + 0.5, indexing="ij")
+    rows, columns = (torch.arange(size, dtype=dtype, device=device) + 0.5 for size in (height, width))
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
     x, y = x.reshape(1, -1, 1), y.reshape(1, -1, 1)
     Tu, Tv, Tw, box_o, o = Tu[order, None], Tv[order, None], Tw[order, None], box[order, None], opacities[order, None]
     h = torch.linalg.cross(x * Tw - Tu, y * Tw - Tv)
@@ -100,12 +101,12 @@ def _one_image(means, quats, scales, opacities, payload, viewmat, K, width, heig
             first, last = ((corner - reach) / 16).floor(), ((corner + reach + 15) / 16).floor() - 1
             tile = torch.stack([(x[..., 0] / 16).floor(), (y[..., 0] / 16).floor()], -1)
             seen &= ((tile >= first[:, None]) & (tile <= last[:, None])).all(-1)
-            tiles = torch.tensor([-(-width // 16), -(-height // 16)])
+            tiles = torch.tensor([-(-width // 16), -(-height // 16)], device=device)
             visible = ((last >= 0) & (first < tiles)).all(-1)
         else:
             visible = seen.any(1)  # the kernels may also count a surfel that just misses every pixel
-        radii = torch.zeros(n, dtype=torch.int32)
-        radii[order] = torch.where(visible, radius[order], torch.zeros(())).int()
+        radii = torch.zeros(n, dtype=torch.int32, device=device)
+        radii[order] = torch.where(visible, radius[order], radius.new_zeros(())).int()
     alpha = raw + (raw.clamp_max(MAX_ALPHA) - raw).detach()  # the clamp lets gradients through
     alpha = torch.where(seen, alpha, torch.zeros_like(alpha))
     with torch.no_grad():  # the surfel that would take T under 1e-4, and all behind it, are not blended
@@ -114,7 +115,7 @@ def _one_image(means, quats, scales, opacities, payload, viewmat, K, width, heig
     after = torch.cumprod(1 - alpha, 0)
     before = torch.cat([torch.ones_like(after[:1]), after[:-1]])
     weight = alpha * before
-    final = after[-1] if count else torch.ones(height * width, dtype=dtype)
+    final = after[-1] if count else torch.ones(height * width, dtype=dtype, device=device)
 
     images = {"features": payload[order].T @ weight, "alpha": (1 - final)[None]}
     if background is not None:
@@ -124,10 +125,10 @@ def _one_image(means, quats, scales, opacities, payload, viewmat, K, width, heig
     normals = axes[:, :, 2]
     normals = torch.where((normals * centre).sum(1, keepdim=True) > 0, -normals, normals)
     images["normal"] = normals[order].T @ weight
-    index = torch.arange(1, count + 1)[:, None]
-    median = (index * (blended & (before > 0.5))).amax(0) if count else torch.zeros(height * width, dtype=torch.long)
+    index = torch.arange(1, count + 1, device=device)[:, None]
+    median = (index * (blended & (before > 0.5))).amax(0) if count else torch.zeros(height * width, dtype=torch.long, device=device)
     images["median_depth"] = torch.where(
-        median > 0, depth.gather(0, (median - 1).clamp_min(0)[None]) if count else final[None], torch.zeros(1, 1, dtype=dtype)
+        median > 0, depth.gather(0, (median - 1).clamp_min(0)[None]) if count else final[None], final.new_zeros(1, 1)
     )
     m = far / (far - near) * (1 - near / depth)
     past = lambda q: torch.cumsum(q, 0) - q  # noqa: E731

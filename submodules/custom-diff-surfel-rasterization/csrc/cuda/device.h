@@ -1,0 +1,152 @@
+// What the CUDA kernels stand on: numbers of one pixel a lane for pixel.h, warp tools, the job that every kernel is given.
+#pragma once
+#include <cuda_runtime.h>
+#include "../common/call.h"
+#include "../common/surfel.h"
+
+#ifndef SURFEL_LAUNCH                // tests/cuda_emulation runs the same kernels on the host
+#define SURFEL_LAUNCH(kernel, grid, block, stream, ...) (kernel)<<<grid, block, 0, stream>>>(__VA_ARGS__)
+#endif
+
+namespace surfel {
+
+SURFEL_FN float fma(float a, float b, float c) { return ::fmaf(a, b, c); }
+SURFEL_FN double fma(double a, double b, double c) { return ::fma(a, b, c); }
+template <class T> SURFEL_FN T select(bool m, T a, T b) { return m ? a : b; }
+template <class T> SURFEL_FN T minimum(T a, T b) { return a < b ? a : b; }
+template <class T> SURFEL_FN T negative(T a) { return -a; }
+SURFEL_FN double reciprocal(double x) { return 1.0 / x; }
+SURFEL_FN double exp2(double x) { return ::exp2(x); }
+SURFEL_FN float reciprocal(float x) {          // 1 ulp
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1.f / x;
+#endif
+}
+SURFEL_FN float exp2(float x) {                // 2 ulp
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return ::exp2f(x);
+#endif
+}
+
+constexpr int kWarp = 32, kEdge = 8;           // a warp draws a tile of 8x8 pixels, two rows apart by 4 in each lane
+constexpr int kWarpsPerBlock = 4, kRecord = 12;
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kClasses = 64, kClassWidth = 16; // tiles are taken longest first, by classes of list length
+constexpr int kLongClass = 33, kLongList = (kLongClass - 1) * kClassWidth;
+
+__host__ __device__ inline int length_class(int n) { return n == 0 ? 0 : n / kClassWidth + 1 < kClasses ? n / kClassWidth + 1 : kClasses - 1; }
+
+// Zeroed before each count.
+struct Counters {
+  unsigned long long pairs;                    // (surfel, tile) pairs of all images: what the pair buffer must hold
+  int classes[kClasses], placed[kClasses];
+};
+
+// Mirrored by cuda.py. All device pointers; everything of `call` likewise.
+struct CudaCall {
+  Call call;
+  int64_t capacity;                            // pairs that keys and ids hold; a tile whose list would not fit stays empty
+  int64_t geometry_sums;                       // columns of sums: 12, or 16 when an aux map has a gradient
+  void *records, *normals;                     // (B, N, 12): the first numbers of Record; (B, N, 3) or null
+  int64_t* tile_start;                         // (B tiles): first pair of the tile's list
+  int32_t *tile_count, *tile_order;            // (B tiles): length; tiles longest first
+  uint32_t* ids;                               // (capacity): surfels of each tile, front to back
+  void *transmittance, *moments;               // state of forward a pixel, null in inference
+  int32_t *last, *median;
+  void *boxes, *keys, *cursor, *counters;      // scratch of listing: (B, N, 4) uint16, (capacity) uint64, (B tiles) int32, Counters
+  void* sums;                                  // scratch of backward, zeroed: (B, N, geometry_sums)
+};
+
+template <class T> struct Job {
+  int images, surfels, channels, width, height, tiles_x, tiles, cutoff;
+  T near, depth_scale;
+  int64_t capacity, s_means, s_quats, s_scales, s_opacities, s_features, s_viewmats, s_Ks, s_background;
+  const T *means, *quats, *scales, *opacities, *features, *viewmats, *Ks, *background;
+  T *records, *normals;
+  int64_t* tile_start;
+  int32_t *tile_count, *tile_order;
+  uint32_t* ids;
+  T *transmittance, *moments;
+  int32_t *last, *median;
+  ushort4* boxes;
+  unsigned long long* keys;
+  int32_t* cursor;
+  Counters* counters;
+  T *out_features, *out_alpha, *out_depth, *out_normal, *out_median, *out_distortion;
+  int32_t* radii;
+  const T *g_features, *g_alpha, *g_depth, *g_normal, *g_median, *g_distortion;
+  T *d_means, *d_quats, *d_scales, *d_opacities, *d_features, *d_background, *d_screen, *sums;
+  int geometry_sums;
+};
+
+template <class T> Job<T> make_job(const CudaCall& c) {
+  const Call& a = c.call;
+  Job<T> j{};
+  j.images = (int)a.batch;
+  j.surfels = (int)a.surfels;
+  j.channels = (int)a.channels;
+  j.width = (int)a.width;
+  j.height = (int)a.height;
+  j.tiles_x = (j.width + kEdge - 1) / kEdge;
+  j.tiles = j.tiles_x * ((j.height + kEdge - 1) / kEdge);
+  j.cutoff = (int)a.cutoff;
+  j.near = T(a.near);
+  j.depth_scale = T(a.far * a.near / (a.far - a.near));
+  j.capacity = c.capacity;
+  j.geometry_sums = (int)c.geometry_sums;
+#define INPUT(name) j.name = static_cast<const T*>(a.name), j.s_##name = a.s_##name;
+  INPUT(means) INPUT(quats) INPUT(scales) INPUT(opacities) INPUT(features) INPUT(viewmats) INPUT(Ks) INPUT(background)
+#define PLANE(from, name) j.name = static_cast<decltype(j.name)>(from.name);
+  PLANE(c, records) PLANE(c, normals) PLANE(c, tile_start) PLANE(c, tile_count) PLANE(c, tile_order) PLANE(c, ids)
+  PLANE(c, transmittance) PLANE(c, moments) PLANE(c, last) PLANE(c, median) PLANE(c, sums)
+  PLANE(c, boxes) PLANE(c, keys) PLANE(c, cursor) PLANE(c, counters)
+  PLANE(a, out_features) PLANE(a, out_alpha) PLANE(a, out_depth) PLANE(a, out_normal) PLANE(a, out_median) PLANE(a, out_distortion)
+  PLANE(a, radii) PLANE(a, g_features) PLANE(a, g_alpha) PLANE(a, g_depth) PLANE(a, g_normal) PLANE(a, g_median)
+  PLANE(a, g_distortion) PLANE(a, d_means) PLANE(a, d_quats) PLANE(a, d_scales) PLANE(a, d_opacities) PLANE(a, d_features)
+  PLANE(a, d_background) PLANE(a, d_screen)
+#undef INPUT
+#undef PLANE
+  return j;
+}
+
+template <class T> SURFEL_FN Camera<T> load_camera(const T* view, const T* K) {
+  Camera<T> cam;
+  for (int i = 0; i < 3; i++) {
+    for (int k = 0; k < 3; k++) cam.rotation[3 * i + k] = view[4 * i + k];
+    cam.translation[i] = view[4 * i + 3];
+  }
+  if (K) {
+    cam.fx = K[0];
+    cam.cx = K[2];
+    cam.fy = K[4];
+    cam.cy = K[5];
+  }
+  return cam;
+}
+
+template <class T> SURFEL_FN Camera<T> camera_of(const Job<T>& j, int b) {
+  return load_camera(j.viewmats + j.s_viewmats * b, j.Ks + j.s_Ks * b);
+}
+template <class T> SURFEL_FN SurfelInput<T> surfel_of(const Job<T>& j, int b, int64_t n) {
+  return {j.means + j.s_means * b + 3 * n, j.quats + j.s_quats * b + 4 * n, j.scales + j.s_scales * b + 2 * n,
+          j.opacities[j.s_opacities * b + n]};
+}
+template <class T> SURFEL_FN T level_of(T log2_opacity) { return T(1.3862943611198906) * (log2_opacity + T(7.994353436858858)); }
+
+// The list of one tile; empty when it did not fit the pair buffer.
+struct TileList { int64_t start; int count; };
+template <class T> SURFEL_FN TileList tile_list(const Job<T>& j, int64_t tile) {
+  const int64_t start = j.tile_start[tile];
+  const int count = j.tile_count[tile];
+  return {start, start + count <= j.capacity ? count : 0};
+}
+
+}  // namespace surfel

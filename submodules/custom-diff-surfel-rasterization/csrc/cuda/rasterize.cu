@@ -1,0 +1,104 @@
+// The CUDA back end's C interface. Everything is put on the caller's stream; nothing is allocated and nothing waits.
+#include "binning.h"
+#include "surfels.h"
+#include "tiles.h"
+
+namespace surfel {
+namespace {
+
+int blocks_for(int64_t count, int block) { return (int)((count + block - 1) / block); }
+
+// Projects the surfels of all images and counts their pairs: counters->pairs then says what the pair buffer must hold.
+template <class T> void count_pairs(const CudaCall& c, cudaStream_t stream) {
+  const Job<T> j = make_job<T>(c);
+  const int64_t tiles = int64_t(j.images) * j.tiles;
+  cudaMemsetAsync(j.counters, 0, sizeof(Counters), stream);
+  cudaMemsetAsync(j.tile_count, 0, tiles * sizeof(int32_t), stream);
+  if (j.surfels) SURFEL_LAUNCH(project_surfels<T>, dim3(blocks_for(j.surfels, 256), j.images), 256, stream, j);
+  SURFEL_LAUNCH(allocate_tiles, blocks_for(tiles, 256), 256, stream, tiles, j.tile_count, j.tile_start, j.counters);
+  SURFEL_LAUNCH(order_tiles, blocks_for(tiles, 256), 256, stream, tiles, j.tile_count, j.tile_order, j.counters);
+}
+
+template <class T> void list_pairs(const CudaCall& c, cudaStream_t stream) {
+  const Job<T> j = make_job<T>(c);
+  const int64_t tiles = int64_t(j.images) * j.tiles;
+  if (!j.surfels) return;
+  cudaMemsetAsync(j.cursor, 0, tiles * sizeof(int32_t), stream);
+  SURFEL_LAUNCH(scatter_pairs<T>, dim3(blocks_for(j.surfels, 256), j.images), 256, stream, j);
+  SURFEL_LAUNCH(sort_short<T>, blocks_for(tiles, kWarpsPerBlock), kWarpsPerBlock * kWarp, stream, j);
+  SURFEL_LAUNCH(sort_long<T>, (int)smaller(tiles, (int64_t)kLongSorters), 256, stream, j);
+}
+
+template <class T, int F, bool kAux> void launch_tiles(const Job<T>& j, int first, bool backward, cudaStream_t stream) {
+  auto* const kernel = backward ? &backward_tiles<T, F, kAux> : &forward_tiles<T, F, kAux>;
+  SURFEL_LAUNCH(kernel, blocks_for(int64_t(j.images) * j.tiles, kWarpsPerBlock), kWarpsPerBlock * kWarp, stream, j, first);
+}
+
+// All channels: by a template of their number, or eight at a time. The aux maps go with the first.
+template <class T> void draw(const Job<T>& j, bool aux, bool backward, cudaStream_t stream) {
+  for (int first = 0; first < j.channels; first += 8) {
+    const int left = j.channels - first;
+    const bool with_aux = aux && first == 0;
+#define DRAW(F) with_aux ? launch_tiles<T, F, true>(j, first, backward, stream) : launch_tiles<T, F, false>(j, first, backward, stream)
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (left <= 3) {
+        DRAW(3);
+      } else if (left == 4) {
+        DRAW(4);
+      } else if (left == 7) {
+        DRAW(7);
+      } else {
+        DRAW(8);
+      }
+    } else {                         // double serves gradient checks
+      DRAW(8);
+    }
+#undef DRAW
+  }
+}
+
+template <class T> void forward(const CudaCall& c, cudaStream_t stream) {
+  const Job<T> j = make_job<T>(c);
+  draw(j, j.out_depth || j.out_normal || j.out_median || j.out_distortion, false, stream);
+}
+
+// Outputs come zeroed.
+template <class T> void backward(const CudaCall& c, cudaStream_t stream) {
+  const Job<T> j = make_job<T>(c);
+  if (j.d_background && j.g_features)
+    SURFEL_LAUNCH(background_gradient<T>, dim3(32, j.images * j.channels), 256, stream, j);
+  if (!j.surfels) return;
+  draw(j, j.geometry_sums > 12, true, stream);
+  const int together = j.s_means && j.s_quats && j.s_scales && j.s_opacities ? 1 : j.images;
+  SURFEL_LAUNCH(surfel_gradients<T>, dim3(blocks_for(j.surfels, 128), j.images / together), 128, stream, j, together);
+}
+
+template <class T> void sh_forward(const ShCall& c, cudaStream_t stream) {
+  if (c.surfels) SURFEL_LAUNCH(sh_colours<T>, dim3(blocks_for(c.surfels, 128), (int)c.batch), 128, stream, c);
+}
+template <class T> void sh_backward(const ShCall& c, cudaStream_t stream) {
+  const int together = c.s_means && c.s_sh ? 1 : (int)c.batch;
+  if (c.surfels) SURFEL_LAUNCH(sh_gradients<T>, dim3(blocks_for(c.surfels, 128), (int)c.batch / together), 128, stream, c, together);
+}
+
+}  // namespace
+}  // namespace surfel
+
+// Each returns a cudaError_t. Kernels are queued on the current device.
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#define ENTRY(name, function, Argument)                                              \
+  EXPORT int name(const Argument* c, int is_double, cudaStream_t stream) {           \
+    is_double ? surfel::function<double>(*c, stream) : surfel::function<float>(*c, stream); \
+    return (int)cudaGetLastError();                                                  \
+  }
+using surfel::CudaCall;
+ENTRY(surfel_cuda_count, count_pairs, CudaCall)
+ENTRY(surfel_cuda_list, list_pairs, CudaCall)
+ENTRY(surfel_cuda_forward, forward, CudaCall)
+ENTRY(surfel_cuda_backward, backward, CudaCall)
+ENTRY(surfel_cuda_sh_forward, sh_forward, ShCall)
+ENTRY(surfel_cuda_sh_backward, sh_backward, ShCall)
+EXPORT const char* surfel_cuda_error(int code) { return cudaGetErrorString((cudaError_t)code); }
+EXPORT int64_t surfel_cuda_call_size(int what) {
+  return what == 2 ? sizeof(surfel::Counters) : what == 1 ? sizeof(ShCall) : sizeof(surfel::CudaCall);
+}

@@ -1,0 +1,129 @@
+"""The CUDA kernels on the host (tests/cuda_emulation): the rasterizer's test suite asked of them, and what is theirs alone."""
+
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent / "cuda_emulation"))
+pytest.importorskip("diff_surfel_rasterization.cuda", reason="the installed rasterizer is older than the sources: reinstall it")
+import emulated
+import test_rasterizer
+import test_rasterizer_gradients
+import test_rasterizer_interface
+from diff_surfel_rasterization import cuda, ops, rasterize_surfels, reference
+from rasterizer_scenes import AUX, LEAVES, leaves, maps, random_loss, relative_error, scene
+
+if emulated.compiler() is None:
+    pytest.skip("needs g++ to compile the CUDA kernels for the host", allow_module_level=True)
+
+# Left out: the CPU's thread counts and instruction sets; opcheck, which compares the opaque state bit by bit (see below).
+CPU_ONLY = {
+    "test_images_and_gradients_do_not_depend_on_the_number_of_threads",
+    "test_other_vector_instructions_give_the_same_image",
+    "test_torch_library_checks_pass",
+    "test_finite_differences_of_sh_and_of_the_view_direction",  # slow here; SH has its own test
+}
+for module in (test_rasterizer, test_rasterizer_gradients, test_rasterizer_interface):
+    globals().update({name: test for name, test in vars(module).items() if name.startswith("test_") and name not in CPU_ONLY})
+
+
+@pytest.fixture(scope="session")
+def emulation(tmp_path_factory):
+    return emulated.build(emulated.RASTERIZER, tmp_path_factory.mktemp("emulation") / "libsurfel_cuda.so")
+
+
+@pytest.fixture(autouse=True)
+def back_end(emulation):
+    with emulated.in_place_of_the_cpu(emulated.EmulatedBackEnd(emulation)) as active:
+        yield active
+
+
+def single(arguments):
+    return {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+
+
+def full_screen(count=12, **changes):
+    """Surfels that each fill the image, so that a call has count times tiles pairs."""
+    arguments = scene(count=count, channels=3, width=128, height=120, top_opacity=0.3, seed=2)
+    arguments["scales"] = torch.full_like(arguments["scales"], 3.0)
+    arguments["quats"] = torch.tensor([1.0, 0.1, 0, 0], dtype=torch.float64).expand(1, count, 4).contiguous()
+    return arguments | changes
+
+
+@pytest.mark.parametrize("channels, aux", [(3, ()), (4, AUX), (7, ()), (7, AUX), (8, ("depth",)), (11, AUX)])
+@pytest.mark.parametrize("reverse", [0, 1])
+def test_every_template_agrees_with_the_float64_reference_in_any_order_of_threads(channels, aux, reverse, emulation):
+    truth = leaves(scene(count=60, channels=channels, batch=2, seed=channels))
+    given = leaves(single({k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in truth.items()}))
+    want = reference.rasterize_surfels(**truth, aux=aux)
+    random_loss(maps(want, aux)).backward()
+    emulation.emulation_reverse(reverse)
+    try:
+        got = rasterize_surfels(**given, aux=aux)
+        random_loss(maps(got, aux)).backward()
+    finally:
+        emulation.emulation_reverse(0)
+    for name, image in maps(got, aux).items():
+        assert relative_error(image.detach(), maps(want, aux)[name].detach()) < 1e-4, name
+    for name in LEAVES:
+        assert relative_error(given[name].grad, truth[name].grad) < 1e-3, name
+
+
+@pytest.mark.parametrize("count", [480, 530, 4300])
+def test_lists_sorted_by_a_warp_by_a_block_and_in_place_are_front_to_back(count):
+    arguments = scene(count=count, channels=3, width=8, height=8, scales=(0.1, 0.5), top_opacity=0.05, seed=3)
+    got, want = rasterize_surfels(**arguments), reference.rasterize_surfels(**arguments)
+    torch.testing.assert_close(got.features, want.features, atol=1e-8, rtol=1e-8)
+
+
+def test_lists_too_long_to_be_kept_are_made_again_in_backward(back_end):
+    arguments = leaves(full_screen())
+    truth = leaves(full_screen())
+    random_loss(maps(rasterize_surfels(**arguments))).backward()
+    random_loss(maps(reference.rasterize_surfels(**truth))).backward()
+    (pairs,) = back_end.most_pairs.values()
+    assert pairs > cuda._kept_capacity(1, 12)
+    for name in LEAVES:
+        assert relative_error(arguments[name].grad, truth[name].grad) < 1e-7, name
+
+
+def test_a_full_pair_buffer_is_told_of_and_enlarged_for_the_next_call():
+    small = full_screen()
+    small["scales"] = torch.full_like(small["scales"], 0.01)
+    rasterize_surfels(**leaves(small))  # the sizes are known from here on: the next call does not wait for its count
+    with pytest.warns(RuntimeWarning, match="tiles of its images were left empty"):
+        out = rasterize_surfels(**(given := leaves(full_screen())))
+    want = reference.rasterize_surfels(**full_screen()).alpha
+    assert torch.isclose(out.alpha, want).any() and (out.alpha == 0).any()
+    out.features.sum().backward()
+    assert all(given[name].grad.isfinite().all() for name in LEAVES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(rasterize_surfels(**leaves(full_screen())).alpha, want)
+
+
+def test_sh_with_gradients_equals_the_reference_with_one_set_or_one_for_each_image():
+    arguments = scene(batch=2, channels=1, seed=9)
+    rng = torch.Generator().manual_seed(0)
+    for sh_batch, mean_batch in ((1, 2), (2, 2), (1, 1)):
+        results = []
+        for draw in (rasterize_surfels, reference.rasterize_surfels):
+            given = {k: v for k, v in arguments.items() if k not in ("features", "background")}
+            given["means"] = arguments["means"][:mean_batch].clone().requires_grad_()
+            coefficients = torch.randn(sh_batch, 40, 16, 3, generator=rng.manual_seed(1), dtype=torch.float64).requires_grad_()
+            out = draw(**given, features=coefficients, sh_degree=3)
+            random_loss(maps(out)).backward()
+            results.append((given["means"].grad, coefficients.grad))
+        for got, want in zip(*results, strict=True):
+            assert relative_error(got, want) < 1e-9
+
+
+def test_torch_library_checks_of_the_cuda_kernels_pass():
+    """All but the bit-for-bit comparison of two runs: the opaque state holds lists in no fixed order, and unused bytes."""
+    arguments = leaves(scene(count=9, batch=2, width=20, height=12, dtype=torch.float32))
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(ops.forward_op, test_rasterizer_interface.op_arguments(arguments, True), test_utils=checks)
+    torch.library.opcheck(ops.sh_op, (arguments["means"], torch.randn(1, 9, 9, 3, requires_grad=True), arguments["viewmats"], 2))
