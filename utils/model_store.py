@@ -132,11 +132,16 @@ MODELS = {model.name: model for model in (
         how="take gl2face_segmentation/model/FILE from https://github.com/terryky/tflite_gles_app",
     ),
     Model(
-        "bfm", "3D face model: Basel Face Model 2009 and its AD-NeRF tables", "BFM licence (register; research only)",
-        tuple(map(File, ("01_MorphableModel.mat", "exp_info.npy", "keys_info.npy", "sub_mesh.obj", "topology_info.npy"))),
-        folder=True, lineage="data_utils/face_tracking/3DMM",
+        "bfm", "3D face model: Basel Face Model 2009 with AD-NeRF's expressions", "BFM licence (register; research only)",
+        (File("3DMM_info.npz"),), lineage="data_utils/face_tracking/3DMM/3DMM_info.npz",
         how="register at https://faces.dmi.unibas.ch/bfm/main.php?nav=1-1-0&id=details for 01_MorphableModel.mat; download "
-            f"{_AD_NERF}/blob/master/data_util/face_tracking/3DMM/FILE?raw=true for each of the four others",
+            f"{_AD_NERF}/blob/master/data_util/face_tracking/3DMM/FILE?raw=true for FILE exp_info.npy, keys_info.npy and "
+            "topology_info.npy; with all four in one folder run data_utils/face_tracking/convert_BFM.py --path FOLDER",
+    ),
+    Model(
+        "ict", "3D face model: ICT Face Model, face and head", "MIT",
+        (File("ict_facekit_face_head_11248v_100id_53exp_f16.npz"),),
+        how="git clone https://github.com/ICT-VGL/ICT-FaceKit, run data_utils/face_tracking/convert_ICT.py ICT-FaceKit/FaceXModel",
     ),
     Model(
         "unfaceflow", "optical flow of faces (UNFaceFlow)", "CC BY-NC (SyncTalk)",

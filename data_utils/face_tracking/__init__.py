@@ -6,9 +6,11 @@ import argparse
 
 import cv2
 import numpy as np
+from scipy.spatial import cKDTree
 
-from data_utils.face_tracking.facemodel import COEFFICIENT_BOUND, load_face_model
+from data_utils.face_tracking.facemodel import load_face_model
 from data_utils.face_tracking.fit import REFERENCE_SIDE, Fit, fit_clip
+from data_utils.face_tracking.linear_face import COEFFICIENT_BOUND
 from data_utils.face_tracking.params import read_landmarks, write_params
 from data_utils.face_tracking.surface import subdivide, vertex_normals
 from data_utils.pose_solver import Poses, project, still_jitter
@@ -68,17 +70,17 @@ def canonical_face(fit: Fit, folder: DatasetFolder, ids: np.ndarray, centre: np.
         raise UserError(f"{folder.root}: the fitted face lies outside the pictures; the landmarks of stage 2 are unusable")
     colour = np.zeros((len(points), 3))
     colour[known] = np.nanmedian(colours[:, known], 0)
-    nearest = np.linalg.norm(points[~known, None] - points[known], axis=2).argmin(1)
-    colour[~known] = colour[known][nearest]
+    colour[~known] = colour[known][cKDTree(points[known]).query(points[~known])[1]]
     return points, vertex_normals(points, faces), colour / 255, faces
 
 
 def _facts(fit: Fit, landmarks: np.ndarray, ids: np.ndarray, centre: np.ndarray) -> dict:
     scale = REFERENCE_SIDE / (centre.max() * 2)
     model = fit.model
-    pixels = project(fit.vertices()[:, model.landmark_vertices], fit.poses, fit.focal, centre)
+    pixels = project(fit.landmarks(), fit.poses, fit.focal, centre)
     squared = ((pixels - landmarks[:, model.landmark_ids, :2]) ** 2).sum(-1) * scale**2
-    rigid = model.rigid[model.landmark_vertices]
+    counts = model.outermost(pixels[..., 0]) & (model.landmark_noise <= 1)  # the exact ones
+    steady, squared = squared[:, model.landmark_steady], squared[counts]
     jitter, still = still_jitter(rigid_pixels(fit.poses, fit.focal, model.mean[model.rigid], centre) * scale, ids)
     warnings = []
     if squared.mean() > 3**2:
@@ -91,7 +93,7 @@ def _facts(fit: Fit, landmarks: np.ndarray, ids: np.ndarray, centre: np.ndarray)
         "focal": round(fit.focal, 1),
         "distance_dm": round(float(-fit.poses.translation[:, 2].mean()), 2),
         "landmark_error_px": round(float(squared.mean() ** 0.5), 3),
-        "rigid_error_px": round(float(squared[:, rigid].mean() ** 0.5), 3),
+        "rigid_error_px": round(float(steady.mean() ** 0.5), 3),
         "still_jitter_px": jitter,
         "still_frames": still,
         "warnings": warnings,

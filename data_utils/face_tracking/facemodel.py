@@ -1,25 +1,23 @@
-"""Face models behind one interface: mean, identity and expression bases, triangles, landmarks, rigid region.
+"""Face models behind one interface (linear_face.py): a back end has `name`, `available()` and `load() -> FaceModel`.
 
-Geometry is in decimetres in the head's frame (x to the viewer's right, y up, z out of the face, mean vertex at the origin);
-coefficients are in units of their standard deviation and bounded at 5. The embedded back end `mesh` is MediaPipe's canonical
-face (468 vertices, inside face_landmarker.task). It has no learned bases, so it brings its own: identity is a Gaussian prior on
-smooth, mostly symmetric deformations (eigenvectors of the mesh Laplacian), expression a PCA of the clip's own residuals.
+`bfm` and `ict` (models68.py) are learned models, tied to the 68 iBUG landmarks. The embedded back end `mesh` is MediaPipe's
+canonical face (468 vertices, inside face_landmarker.task). It has no learned bases, so it brings its own: identity is a Gaussian
+prior on smooth, mostly symmetric deformations (eigenvectors of the mesh Laplacian), expression a PCA of the clip's own residuals.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from data_utils.face_tracking.linear_face import CM_PER_DM, FaceModel, rigid_region
+from data_utils.face_tracking.models68 import BaselFace, IctFace
 from utils import model_store
 from utils.errors import UserError
 
-COEFFICIENT_BOUND = 5.0  # standard deviations
-CM_PER_DM = 10.0
 VERTICES, CORNERS = 468, 898 * 3
 
 # Prior of the canonical mesh's identity. Adult faces differ by a few millimetres once size is set aside; asymmetry is rarer.
@@ -33,29 +31,6 @@ EYES = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 
         263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)  # fmt: skip
 BROWS = (46, 53, 52, 65, 55, 70, 63, 105, 66, 107, 276, 283, 282, 295, 285, 300, 293, 334, 296, 336)
 NOSE_TIP, NOSE_BASE, FOREHEAD_TOP = 4, 2, 10
-
-
-@dataclasses.dataclass(frozen=True)
-class FaceModel:
-    """A linear face: vertices = mean + identity coefficients x identity + expression coefficients x expression."""
-
-    name: str
-    mean: np.ndarray  # (V, 3) dm
-    identity: np.ndarray  # (K, V, 3) dm a standard deviation
-    expression: np.ndarray  # (E, V, 3) dm a standard deviation; E = 0 until a clip has given its own
-    triangles: np.ndarray  # (T, 3) vertex ids, counter-clockwise seen from outside
-    landmark_ids: np.ndarray  # (L,) of the 478 dense landmarks ...
-    landmark_vertices: np.ndarray  # (L,) ... and the vertex each is
-    rigid: np.ndarray  # (V,) bool: skin over bone (forehead, nose, cheekbones), unmoved by speech, gaze and emotion
-
-    def vertices(self, identity: np.ndarray, expression: np.ndarray) -> np.ndarray:
-        """(K,) and (..., E) coefficients -> (..., V, 3) dm."""
-        neutral = self.mean + np.tensordot(identity, self.identity, 1)
-        return neutral + np.tensordot(expression, self.expression, 1)
-
-    def with_expression(self, expression: np.ndarray) -> FaceModel:
-        """The same face with another (E, V, 3) expression basis."""
-        return dataclasses.replace(self, expression=np.asarray(expression, float))
 
 
 class CanonicalMesh:
@@ -74,7 +49,7 @@ class CanonicalMesh:
         return FaceModel(self.name, mean, _smooth_deformations(mean, triangles), no_expression, triangles, ids, ids, rigid)
 
 
-BACKENDS = {backend.name: backend for backend in (CanonicalMesh(),)}  # best last
+BACKENDS = {backend.name: backend for backend in (IctFace(), BaselFace(), CanonicalMesh())}  # best last
 
 
 def load_face_model(name: str = "auto") -> FaceModel:
@@ -141,13 +116,8 @@ def _varint(message: bytes, i: int) -> tuple[int, int]:
 
 
 def _rigid_region(mean: np.ndarray) -> np.ndarray:
-    """Vertices of the canonical mesh on forehead, nose bridge and cheekbones (distances in dm, chosen by eye on faces)."""
-
-    def distance(ids: tuple[int, ...]) -> np.ndarray:
-        return np.linalg.norm(mean[:, None] - mean[list(ids)], axis=2).min(1)
-
-    above_nose_base = mean[:, 1] > mean[NOSE_BASE, 1] + 0.05
-    return above_nose_base & (distance(LIPS) > 0.3) & (distance(EYES) > 0.12) & (distance(BROWS) > 0.08)
+    """(V,) bool of the canonical mesh."""
+    return rigid_region(mean, mean[list(LIPS)], mean[list(EYES)], mean[list(BROWS)], mean[NOSE_BASE])
 
 
 def _smooth_deformations(mean: np.ndarray, triangles: np.ndarray) -> np.ndarray:

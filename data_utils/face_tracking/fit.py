@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data_utils.face_tracking.facemodel import COEFFICIENT_BOUND, FaceModel
+from data_utils.face_tracking.linear_face import COEFFICIENT_BOUND, FaceModel
 from data_utils.pose_solver import CHUNK, Poses, SmoothMotion, cauchy, levenberg_marquardt, linearise, project, solve_arrow
 
 # All pixel figures below are for a picture side of 512 and scale with it.
@@ -37,9 +37,13 @@ class Fit:
     expression: np.ndarray  # (F, E)
     focal: float
 
-    def vertices(self, frames=slice(None)) -> np.ndarray:
-        """(F, V, 3) dm."""
-        return self.model.vertices(self.identity, self.expression[frames])
+    def vertices(self, frames=slice(None), chosen=slice(None)) -> np.ndarray:
+        """(F, V, 3) dm, all vertices or the `chosen` ones."""
+        return self.model.vertices(self.identity, self.expression[frames], chosen)
+
+    def landmarks(self) -> np.ndarray:
+        """(F, L, 3) dm of the model's landmarks."""
+        return self.vertices(chosen=self.model.landmark_vertices)
 
 
 class FaceProblem:
@@ -47,11 +51,11 @@ class FaceProblem:
 
     def __init__(self, model: FaceModel, observed: np.ndarray, noise: np.ndarray, centre: np.ndarray, motion: SmoothMotion | None):
         chosen = model.landmark_vertices
-        self.observed, self.noise, self.centre, self.motion = observed, noise, centre, motion
+        self.model, self.observed, self.noise, self.centre, self.motion = model, observed, noise, centre, motion
         self.mean = model.mean[chosen]
         self.identity = model.identity[:, chosen].reshape(-1, 3 * len(chosen))  # (K, 3L)
         self.expression = model.expression[:, chosen].reshape(-1, 3 * len(chosen))  # (E, 3L)
-        self.share = min(1.0, INDEPENDENT / len(chosen))
+        self.share = min(1.0, INDEPENDENT / model.landmark_count)
         self.prior = max(1.0, len(observed) / INDEPENDENT_FRAMES)  # weight of the priors of what all frames share
         self.focal_prior = np.log(FOCAL * centre.max() * 2 / REFERENCE_SIDE)
 
@@ -62,13 +66,17 @@ class FaceProblem:
     def chunks(self) -> list[slice]:
         return [slice(i, i + CHUNK) for i in range(0, len(self.observed), CHUNK)]
 
-    def squared(self, fit: Fit, frames: slice) -> np.ndarray:
-        """(F, L) squared reprojection errors, in deviations."""
-        error = project(self.points(fit, frames), fit.poses[frames], fit.focal, self.centre) - self.observed[frames]
-        return (error**2).sum(-1) / self.noise**2
+    def squared(self, fit: Fit, frames: slice) -> tuple[np.ndarray, np.ndarray]:
+        """(F, L) squared reprojection errors, in deviations, and which of them count (the contour is where the pose has it)."""
+        pixels = project(self.points(fit, frames), fit.poses[frames], fit.focal, self.centre)
+        error = pixels - self.observed[frames]
+        return (error**2).sum(-1) / self.noise**2, self.model.outermost(pixels[..., 0])
 
     def cost(self, fit: Fit) -> float:
-        data = sum(cauchy(self.squared(fit, frames), ROBUST)[0].sum() for frames in self.chunks())
+        data = 0.0
+        for frames in self.chunks():
+            squared, counts = self.squared(fit, frames)
+            data += cauchy(squared, ROBUST)[0][counts].sum()
         shared = (fit.identity**2).sum() + ((np.log(fit.focal) - self.focal_prior) / FOCAL_DEVIATION) ** 2
         prior = self.prior * shared + (fit.expression**2).sum()
         return 0.5 * float(self.share * data + prior) + (self.motion.cost(fit.poses) if self.motion else 0.0)
@@ -82,7 +90,8 @@ class FaceProblem:
         point = np.zeros((len(self.mean), 3, 3))
         eliminated = []
         for chunk in self.chunks():
-            weight = self.share * cauchy(self.squared(fit, chunk), ROBUST)[1] / self.noise**2
+            squared, counts = self.squared(fit, chunk)
+            weight = self.share * counts * cauchy(squared, ROBUST)[1] / self.noise**2
             part = linearise(self.points(fit, chunk), fit.poses[chunk], fit.focal, self.centre, self.observed[chunk], weight)
             count = len(part.pose)
             pose_point = part.pose_point.swapaxes(1, 2).reshape(count, 6, -1)
@@ -135,27 +144,27 @@ def fit_clip(model: FaceModel, landmarks: np.ndarray, ids: np.ndarray, centre: n
     """Fit all frames of a clip. landmarks (F, 478, 3) px of frames `ids` (z smaller = nearer), centre (2,) px."""
     scale = centre.max() * 2 / REFERENCE_SIDE
     observed = landmarks[:, model.landmark_ids, :2].astype(float)
-    rigid = model.rigid[model.landmark_vertices]
+    steady = model.landmark_steady
     focal = FOCAL * scale
-    bones = landmarks[:, model.landmark_ids[rigid]].astype(float)
-    poses = _initial_poses(model.mean[model.landmark_vertices[rigid]], bones, focal, centre)
+    bones = landmarks[:, model.landmark_ids[steady]].astype(float)
+    poses = _initial_poses(model.mean[model.landmark_vertices[steady]], bones, focal, centre)
 
     # the subject: size, proportions and focal length from frames all over the clip, mostly by what expressions do not move
-    noise = np.where(rigid, LANDMARK_NOISE, 4 * LANDMARK_NOISE) * scale
+    noise = LANDMARK_NOISE * scale * model.landmark_noise
     some = np.unique(np.linspace(0, len(ids) - 1, min(SHAPE_FRAMES, len(ids))).astype(int))
     start = Fit(model, poses[some], np.zeros(len(model.identity)), np.zeros((len(some), len(model.expression))), focal)
-    shape = levenberg_marquardt(FaceProblem(model, observed[some], noise, centre, None), start, 20, 1e-4, each)
+    doubtful = np.where(steady, 1, 1 if len(model.expression) else 4) * noise
+    shape = levenberg_marquardt(FaceProblem(model, observed[some], doubtful, centre, None), start, 20, 1e-4, each)
 
     # every frame's pose for that subject
     fit = Fit(model, poses, shape.identity, np.zeros((len(ids), len(model.expression))), shape.focal)
     fit.poses.translation[:, 2] *= shape.focal / focal
     motion = SmoothMotion(ids, fit.poses, fit.focal, MOTION_DEVIATION * scale)
-    fit = levenberg_marquardt(FaceProblem(model, observed, noise, centre, motion), fit, 10, 1e-4, each)
+    fit = levenberg_marquardt(FaceProblem(model, observed, doubtful, centre, motion), fit, 10, 1e-4, each)
 
     if not len(model.expression):
         model = model.with_expression(_expressions_of_the_clip(fit, observed, centre))
-    fit = dataclasses.replace(fit, model=model, expression=np.zeros((len(ids), len(model.expression))))
-    noise = np.full(len(rigid), LANDMARK_NOISE * scale)
+        fit = dataclasses.replace(fit, model=model, expression=np.zeros((len(ids), len(model.expression))))
     return levenberg_marquardt(FaceProblem(model, observed, noise, centre, motion), fit, 12, 1e-4, each)
 
 
@@ -178,7 +187,7 @@ def _expressions_of_the_clip(fit: Fit, observed: np.ndarray, centre: np.ndarray)
 
     They are taken about zero, not about their mean: what the identity cannot express goes into the mean expression.
     """
-    points = fit.vertices()[:, fit.model.landmark_vertices]
+    points = fit.landmarks()
     error = observed - project(points, fit.poses, fit.focal, centre)
     depth = (points @ fit.poses.rotation.transpose(0, 2, 1) + fit.poses.translation[:, None])[..., 2:]
     camera = np.concatenate([error * depth / fit.focal * (-1, 1), np.zeros_like(depth)], 2)

@@ -28,14 +28,14 @@ def read_blink(folder: DatasetFolder) -> np.ndarray:
 def write_params(folder: DatasetFolder, fit: Fit, ids: np.ndarray, count: int) -> None:
     """track_params.pt: coefficients and poses (dm) of all `count` frames; the dropped ones are interpolated.
 
-    The clip's own expression basis (E, V, 3) goes along, without which its coefficients would say nothing.
+    A clip's own expression basis (E, V, 3) goes along, without which its coefficients would say nothing.
     """
     poses = fit.poses.spread(ids, count)
     expression = np.stack([np.interp(np.arange(count), ids, column) for column in fit.expression.T], 1)
     params = {
         "id": fit.identity[None], "exp": expression, "euler": matrix_to_euler(torch.from_numpy(poses.rotation)),
-        "trans": poses.translation, "focal": np.array([fit.focal]), "expression_basis": fit.model.expression,
-    }  # fmt: skip
+        "trans": poses.translation, "focal": np.array([fit.focal]),
+    } | ({"expression_basis": fit.model.expression} if fit.model.expression_of_clip else {})  # fmt: skip
     write_tensors(folder.track_params, params)
 
 

@@ -44,9 +44,9 @@ def main() -> None:
     height, width = read_rgb(folder.frame(int(ids[0]))).shape[:2]
     centre = np.array([width / 2, height / 2])
     model, count = fit.model, len(fit.poses.translation)
-    pixels = project(fit.vertices(), fit.poses, fit.focal, centre)
-    observed = read_landmarks(folder)[:, model.landmark_ids, :2]
-    error = np.linalg.norm(pixels[:, model.landmark_vertices] - observed, axis=2).mean(1)
+    landmarks = project(fit.landmarks(), fit.poses, fit.focal, centre)
+    error = np.linalg.norm(landmarks - read_landmarks(folder)[:, model.landmark_ids, :2], axis=2)
+    error = error[:, model.landmark_noise <= 1].mean(1)  # of the exact ones
     shake = np.zeros(count)
     rigid = project(model.mean[model.rigid], poses, focal, centre)
     shake[1:-1] = np.linalg.norm(np.diff(rigid, 2, axis=0), axis=2).mean(1)
@@ -58,7 +58,8 @@ def main() -> None:
     with VideoWriter(target, width // 2 * 2, (height + STRIP) // 2 * 2) as writer:
         for i in progress(range(count), label="3dmm_render"):
             frame = np.concatenate([read_rgb(folder.frame(i)), strip])
-            _draw_lines(frame, pixels[i][edges], (90, 255, 90))
+            pixels = project(fit.vertices(slice(i, i + 1)), fit.poses[i : i + 1], fit.focal, centre)[0]
+            _draw_lines(frame, pixels[edges], (90, 255, 90))
             for a in range(3):
                 _draw_lines(frame, axes[i, [0, 1 + a]][None], tuple(int(255 * (a == c)) for c in range(3)), 2)
             at = int(i / max(count - 1, 1) * (width - 1))

@@ -20,6 +20,7 @@ CANDIDATES = 12  # frames whose sharpness is compared
 KEYPOINTS = 500  # at most, over all references
 KEYPOINT_SPACING = 5  # px at 512
 RIGID_SHARE = 0.5  # of the vertices around a pixel that must be rigid for a keypoint there
+DENSE_ENOUGH = 10_000  # triangles: a coarser face is subdivided, so that its outline and slopes are smooth
 MARGIN = 24  # px at 512 around the rigid region
 
 
@@ -95,6 +96,8 @@ def make_reference(fit: Fit, folder: DatasetFolder, ids: np.ndarray, frame: int,
     points, faces = fit.vertices(slice(frame, frame + 1))[0], fit.model.triangles
     rigid = fit.model.rigid.astype(float)[:, None]
     for _ in range(2):
+        if len(faces) >= DENSE_ENOUGH:
+            break
         flags = subdivide(np.repeat(rigid, 3, 1), faces)[0][:, :1]
         points, faces = subdivide(points, faces)
         rigid = flags
