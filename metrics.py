@@ -2,6 +2,7 @@
 
     python render.py -m model/x --skip_train
     python metrics.py -m model/x
+    python metrics.py --compare model/x model/y      # both measured: one table, and their worst frames in one picture
 
 Reads the PNG frames that render.py wrote, which no codec has touched. Lip opening, its lag and the jitter are measured on
 both sides with the same landmark detector, and the filmed frames' own jitter stands beside ours.
@@ -23,6 +24,7 @@ from gaussian_renderer.compositing import composite, from_bytes
 from gaussian_renderer.paste import Backdrops
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils import image_metrics as measure
+from utils.compare_models import compare
 from utils.constants import IMAGE_SIZE, PART_CLASSES
 from utils.device import choose_device
 from utils.errors import UserError, command_line
@@ -41,6 +43,7 @@ TABLE = (
     ("LMD_px", "px", "lower"), ("LMD", "eye distances", "lower"), ("LipCorrelation", "", "higher"), ("LipLag", "frames", "0"),
     ("Jitter", "px", "lower"), ("Jitter_gt", "px", "the filmed frames' own"), ("Seam", "of 255", "lower"),
     ("Seam_true_head", "of 255", "the filmed head put on the same way"), ("FacesFound", "share", "1"),
+    ("FPS_network_raster", "frames/s", "higher"), ("FPS_memory", "frames/s", "higher"), ("FPS_mp4", "frames/s", "higher"),
 )  # fmt: skip
 
 
@@ -81,7 +84,8 @@ def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, dev
         classes = [reader.parsing(i) for i in ids]
         masks = [np.stack([np.isin(c, PART_CLASSES["head"]) for c in classes]), np.stack([np.isin(c, part) for c in classes]),
                  np.stack([measure.neck_ring(c, part, radius) for c in classes])]  # fmt: skip
-        return *(torch.from_numpy(p) for p in (*pictures, backdrops.batch(ids))), *(torch.from_numpy(m)[:, None].float() for m in masks)
+        pictures.append(backdrops.batch(ids))
+        return *(torch.from_numpy(p) for p in pictures), *(torch.from_numpy(m)[:, None].float() for m in masks)
 
     values: dict[str, list[np.ndarray]] = {}
     starts = progress(range(0, len(facts["ids"]), BATCH), label="pictures", unit="batch")
@@ -123,9 +127,11 @@ def evaluate(model: Path, split: str = "test", iteration: int = -1, source: Path
     with torch.inference_mode():
         frames = picture_metrics(folder, facts, reader, torch.device(device))
     of_faces, clip = face_metrics(folder, len(facts["ids"]))
+    speed, measured_on = known_speed(model, facts["iteration"])
+    clip |= speed
     frames |= of_faces
     means = {name: float(np.nanmean(value)) if np.isfinite(value).any() else float("nan") for name, value in frames.items()}
-    results = {name: _plain((means | clip)[name]) for name, *_ in TABLE}
+    results = {name: _plain((means | clip)[name]) for name, *_ in TABLE if name in means | clip}
     results["protocol"] = {
         "frames": len(facts["ids"]), "split": split, "iteration": facts["iteration"], "size": [reader.width, reader.height],
         "pictures": "raw frames (PNG), never re-encoded; head with feather "
@@ -136,12 +142,26 @@ def evaluate(model: Path, split: str = "test", iteration: int = -1, source: Path
         "landmarks": "MediaPipe FaceLandmarker on both sides, 68 of its points",
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {_name(torch.device(device))}, torch {torch.__version__}",
     }  # fmt: skip
+    if measured_on:
+        results["protocol"]["speed"] = measured_on
     names = [f"{k:05d}.png" for k in range(len(facts["ids"]))]
     per_view = {name: dict(zip(names, map(_plain, value.tolist()), strict=True)) for name, value in frames.items()}
     key = folder.name if split == "test" else f"{folder.name}_{split}"
     for path, value in ((model / "results.json", results), (model / "per_view.json", per_view)):
         write_json(path, (read_json(path) if path.exists() else {}) | {key: value})
     return results
+
+
+def known_speed(model: Path, iteration: int) -> tuple[dict[str, float], str]:
+    """Frames a second of the largest batch that benchmarks/speed.py timed of this iteration, and where; empty if it did not."""
+    path = model / "speed.json"
+    facts = read_json(path) if path.exists() else {}
+    if facts.get("iteration") != iteration:
+        return {}, ""
+    batch = max(facts["batch"], key=int)
+    fps = facts["batch"][batch]["fps"]
+    names = {"FPS_network_raster": "network + raster", "FPS_memory": "to memory", "FPS_mp4": "to mp4"}
+    return {name: fps[key] for name, key in names.items()}, f"benchmarks/speed.py, batch {batch}, {facts['machine']}"
 
 
 def _plain(value: float) -> float | None:
@@ -156,18 +176,26 @@ def _name(device: torch.device) -> str:
 @command_line
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-m", "--model_path", type=Path, required=True, help="model folder whose rendered frames are measured")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("-m", "--model_path", type=Path, help="model folder whose rendered frames are measured")
+    what.add_argument("--compare", type=Path, nargs=2, metavar=("A", "B"), help="two measured models, side by side")
     parser.add_argument("-s", "--source_path", type=Path, help="data set folder (default: the one that was rendered)")
     parser.add_argument("--iteration", type=int, default=-1, help="which rendering (default: the latest iteration)")
     parser.add_argument("--split", choices=("test", "train"), default="test", help="which frames (%(default)s)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     args = parser.parse_args(argv)
+    if args.compare:
+        lines, sheet = compare(tuple(args.compare), TABLE, args.split, args.iteration)
+        print(f"A {args.compare[0]}\nB {args.compare[1]}", *lines, sheet, sep="\n")
+        return
     results = evaluate(args.model_path, args.split, args.iteration, args.source_path, choose_device(args.device))
     protocol = results["protocol"]
     print(f"{args.model_path}, {args.split} split, iteration {protocol['iteration']}, {protocol['frames']} frames, raw pictures")
     for name, unit, better in TABLE:
+        if name not in results:
+            continue
         value = "none" if results[name] is None else f"{results[name]:.4g}"
-        print(f"  {name:15} {value:>8} {unit:14} {better}")
+        print(f"  {name:18} {value:>8} {unit:14} {better}")
 
 
 if __name__ == "__main__":

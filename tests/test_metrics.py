@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -12,9 +13,10 @@ from tiny_dataset import write_tiny_dataset
 import metrics
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils import model_store
+from utils.compare_models import worst_frames
 from utils.constants import CLOTH, HAIR, HEAD_CLASSES, NECK, PART_CLASSES, SKIN
 from utils.files import write_json
-from utils.image import write_rgb
+from utils.image import read_rgb, write_rgb
 from utils.image_metrics import correlation_and_lag, inter_ocular, jitter, lip_opening, lmd, masked_error, neck_ring, psnr, ssim
 from utils.video import read_frames
 
@@ -180,6 +182,8 @@ def needs_stlpips():
 
 
 def test_results_hold_every_metric_and_the_protocol_they_were_taken_under(rendered, talking, needs_stlpips, capsys):
+    fps = {"network + raster": 90.0, "to memory": 60.0, "to mp4": 50.0}
+    write_json(rendered / "speed.json", {"iteration": 30, "machine": "a box", "batch": {"4": {"fps": {}}, "16": {"fps": fps}}})
     metrics.main(["-m", str(rendered), "--device", "cpu"])
     results = json.loads((rendered / "results.json").read_text())["ours_30"]
     views = json.loads((rendered / "per_view.json").read_text())["ours_30"]
@@ -193,6 +197,7 @@ def test_results_hold_every_metric_and_the_protocol_they_were_taken_under(render
     protocol = results["protocol"]
     assert protocol["frames"] == 9 and protocol["split"] == "test" and protocol["iteration"] == 30
     assert "never re-encoded" in protocol["pictures"] and "full frame" in protocol["region"] and protocol["machine"]
+    assert results["FPS_mp4"] == 50 and "batch 16, a box" in protocol["speed"]
     printed = capsys.readouterr().out
     assert all(name in printed for name, *_ in metrics.TABLE) and "9 frames" in printed
 
@@ -202,6 +207,45 @@ def test_results_of_other_iterations_stay(rendered, talking, needs_stlpips):
     metrics.main(["-m", str(rendered), "--iteration", "30", "--device", "cpu"])
     results = json.loads((rendered / "results.json").read_text())
     assert results["ours_10"] == {"PSNR": 20.0} and results["ours_30"]["PSNR"] > 28
+    assert "FPS_mp4" not in results["ours_30"]  # nobody timed this iteration
+
+
+def test_two_models_are_compared_in_a_table_and_by_their_worst_frames(rendered, talking, needs_stlpips, tmp_path, capsys):
+    other = shutil.copytree(rendered, tmp_path / "other")
+    for k in (0, 8):  # worse than the first model by far, and two frames that are not neighbours
+        path = other / "test/ours_30/renders" / f"{k:05d}.png"
+        write_rgb(path, 255 - read_rgb(path))
+    for model in (rendered, other):
+        metrics.main(["-m", str(model), "--device", "cpu"])
+    capsys.readouterr()
+    metrics.main(["--compare", str(rendered), str(other)])
+    lines = capsys.readouterr().out.splitlines()
+    (psnr_line,) = [line.split() for line in lines if line.startswith("PSNR ")]
+    assert psnr_line[1].endswith("*") and not psnr_line[2].endswith("*") and float(psnr_line[3]) < -5
+    sheet = read_rgb(rendered / "compare_other.png")
+    assert lines[-1].endswith("compare_other.png") and sheet.shape == (256, 2 * 3 * 256 + 2, 3)  # two frames: A, B, filmed
+    left, middle, right = (sheet[100:200, x + 50 : x + 200].astype(int) for x in (0, 256, 512))
+    assert np.abs(left - right).mean() < 1 and np.abs(middle - right).mean() > 40
+
+
+def test_models_measured_on_different_frames_or_not_at_all_are_not_compared(rendered, talking, needs_stlpips, tmp_path, capsys):
+    other = shutil.copytree(rendered, tmp_path / "other")
+    metrics.main(["-m", str(rendered), "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        metrics.main(["--compare", str(rendered), str(other)])
+    assert "was not measured" in capsys.readouterr().err
+    metrics.main(["-m", str(other), "--device", "cpu"])
+    facts = json.loads((other / "test/ours_30/frames.json").read_text())
+    write_json(other / "test/ours_30/frames.json", facts | {"ids": facts["ids"][1:]})
+    with pytest.raises(SystemExit):
+        metrics.main(["--compare", str(rendered), str(other)])
+    assert "different frames" in capsys.readouterr().err
+
+
+def test_the_worst_frames_are_not_each_others_neighbours():
+    a = {f"{k:05d}.png": 30.0 - (20 <= k < 26) * 10 - (k == 50) * 5 for k in range(60)}
+    b = {name: 31.0 for name in a} | {"00040.png": 12.0, "00003.png": None}
+    assert worst_frames(a, b, 3) == ["00020.png", "00040.png", "00050.png"]
 
 
 def test_frames_that_were_not_rendered_to_the_end_are_refused_with_the_command_that_does(rendered, capsys):
