@@ -33,7 +33,7 @@ COLOURS = ("#3b7dd8", "#d8693b", "#3ba55d")
 # stands before what spoils some, and what is seen in the mouth and the head's hold before what is seen at the rim.
 COSTS = (
     "two faces of like size", "the scene changes", "is silent", "speech will be out of time", "a face is seen in only",
-    "miss their tracks", "could be followed", "misses the landmarks", "the face is only", "frames to the lips and was",
+    "miss their tracks", "could be followed", "misses the landmarks", "the face is only", "to the lips and was",
     "sounds it lacks will be guessed", "very quiet", "speech features are", "are left out", "camera or background moves",
     "is turned more than", "no blink is seen", "is clipped", "shorter than the picture", "nothing is heard", "top of the head",
     "expression at its bound", "no neck is visible", "of the background was ever seen", "a second face", "no aud.wav",

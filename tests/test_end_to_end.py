@@ -3,12 +3,16 @@
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 from conftest import ROOT
+from lineage_folder import read_as_lineage
 
 from utils.audio import load_audio
+from utils.constants import HEAD_CLASSES
 from utils.files import read_json
+from utils.image import read_parsing
 from utils.video import read_frames
 
 SMALL = (
@@ -55,6 +59,23 @@ def test_the_mouth_of_the_rendered_speech_moves(demo):
     change = np.abs(np.diff(frames, axis=0)).mean((0, 3))
     mouth, forehead = change[60:100, 45:83].mean(), change[20:45, 45:83].mean()
     assert mouth > 1.2 * forehead
+
+
+def test_the_data_set_is_read_by_a_reader_of_the_lineage(demo):
+    """SyncTalk's, ER-NeRF's and GaussianTalker's formats, through OpenCV as they do."""
+    data, _ = demo
+    clip = read_as_lineage(data)
+    assert len(clip["frames"]) == 150 and clip["train"] == list(range(136)) and (clip["width"], clip["height"]) == (128, 128)
+    truth = np.load(data / "truth" / "truth.npz")
+    for i in (0, 70, 149):
+        frame = clip["frames"][i]
+        head = read_parsing(data / "truth" / "masks" / f"{i}.png")
+        head = cv2.resize(np.isin(head, HEAD_CLASSES).astype(np.uint8), (128, 128), interpolation=cv2.INTER_AREA) > 0
+        assert (frame["head"] & head).sum() > 0.8 * (frame["head"] | head).sum()
+        assert 0.3 < frame["distance"] < 1.5  # metres
+        assert frame["torso"][-1, 64, 3] == 255 and frame["torso"][0, 64, 3] == 0 and frame["audio"].shape[0] == 8
+    blinks = np.array([clip["frames"][i]["blink"].mean() for i in range(150)])
+    assert np.corrcoef(blinks, truth["blink"][:150])[0, 1] > 0.8
 
 
 def test_held_out_frames_look_like_the_filmed_ones(demo):

@@ -47,7 +47,8 @@ def test_a_folder_of_another_tool_is_read(tmp_path, unit, audio, expression, enc
 def test_a_folder_of_another_tool_trains(tmp_path):
     folder = write_tiny_dataset(tmp_path / "x")
     rewrite_as_lineage(folder.root, "dm", "aud_ds.npy", "au.csv")
-    train.main(["-s", str(folder.root), "--model_path", str(tmp_path / "m"), *SMALL, "--iterations", "4", "--coarse_iterations", "2"])
+    short = ["--iterations", "4", "--coarse_iterations", "2"]
+    train.main(["-s", str(folder.root), "--model_path", str(tmp_path / "m"), *SMALL, *short])
     head = load_avatar(tmp_path / "m")
     assert head.iteration == 4 and head.config.audio_encoder == "deepspeech" and head.config.audio_features == 464
 

@@ -6,6 +6,9 @@ import av
 import numpy as np
 import pytest
 
+from data_utils.audio import aligned
+from utils import hdr
+from utils.audio import load_audio
 from utils.errors import UserError
 from utils.video import VideoWriter, probe, read_frames, sample_frames
 
@@ -112,3 +115,71 @@ def test_a_cut_off_file_is_found_out_without_decoding_it(tmp_path):
 def test_sound_that_starts_before_the_picture_is_told(shared):
     assert abs(probe(shared / "videos" / "dfrf_french.mp4").audio_offset + 0.08) < 0.001
     assert abs(probe(shared / "videos" / "dfrf_cnn2_25fps.mp4").audio_offset) < 0.001
+
+
+def encode_high_range(path, transfer, codes):
+    """A 10-bit HEVC clip of BT.2020 greys whose luma steps through `codes` (0..1), as phones and cameras write HDR."""
+    grey = np.repeat(np.round(64 + 876 * np.repeat(codes, 32)).astype(np.uint16)[None], 64, 0)
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx265", rate=25, options={"x265-params": "log-level=error", "crf": "4"})
+        stream.height, stream.width, stream.pix_fmt = *grey.shape, "yuv420p10le"
+        context = stream.codec_context
+        context.color_primaries, context.color_trc, context.colorspace, context.color_range = 9, transfer, 9, 1
+        for i in range(3):
+            frame = av.VideoFrame(grey.shape[1], grey.shape[0], "yuv420p10le")
+            for plane, values in zip(frame.planes, (grey, *[np.full((32, grey.shape[1] // 2), 512, np.uint16)] * 2), strict=True):
+                rows = np.zeros((plane.height, plane.line_size // 2), np.uint16)
+                rows[:, : values.shape[1]] = values
+                plane.update(rows.tobytes())
+            frame.pts = i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize(("transfer", "white"), [(hdr.HLG, 0.75), (hdr.PQ, 0.581)])
+def test_high_dynamic_range_becomes_an_ordinary_picture(tmp_path, transfer, white):
+    """White paper is near white, not grey; highlights beyond it still differ; greys stay grey and in order."""
+    path = encode_high_range(tmp_path / "phone.mov", transfer, np.array([0.0, 0.2, 0.4, white, white + 0.05, 1.0]))
+    image = next(read_frames(path))[32, 16::32].astype(int)
+    assert np.ptp(image, axis=1).max() <= 3 and (np.diff(image[:, 1]) > 3).all()
+    assert image[0].max() < 8 and 215 < image[3, 1] < 240 and image[5].min() > 247
+
+
+def test_ten_bits_of_ordinary_range_keep_their_values(tmp_path):
+    path = encode_high_range(tmp_path / "camera.mp4", 1, np.array([0.0, 0.25, 0.5, 0.75, 1.0]))
+    assert np.abs(next(read_frames(path))[32, 16::32, 1] - np.array([0, 64, 128, 191, 255])).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "video", "pixels", "audio", "rate", "layout"),
+    [("a.mov", "libx264", "yuv420p", "aac", 48_000, "stereo"), ("a.mkv", "libx264", "yuv422p10le", "flac", 44_100, "stereo"),
+     ("a.webm", "libvpx-vp9", "yuv420p", "libopus", 48_000, "stereo"), ("a.avi", "mpeg4", "yuv420p", "pcm_s16le", 22_050, "mono"),
+     ("a.mp4", "libx264", "yuv420p", "aac", 48_000, "5.1")],
+)  # fmt: skip
+def test_sound_of_any_container_rate_and_channels_comes_in_at_its_time(tmp_path, name, video, pixels, audio, rate, layout):
+    """Picture and sound change together after one second: grey to white, silence to a tone."""
+    path = tmp_path / name
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream(video, rate=25, width=66, height=50, pix_fmt=pixels)
+        sound = out.add_stream(audio, rate=rate, layout=layout)
+        resampler = av.AudioResampler(format=sound.codec_context.format, layout=layout, rate=rate, frame_size=1024)
+        channels = {"mono": 1, "stereo": 2, "5.1": 6}[layout]
+        time = np.arange(2 * rate) / rate
+        tone = np.tile((0.4 * np.sin(2 * np.pi * 440 * time) * (time >= 1)).astype(np.float32), (channels, 1))
+        for i in range(50):
+            picture = av.VideoFrame.from_ndarray(np.full((50, 66, 3), 230 if i >= 25 else 60, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = i, Fraction(1, 25)
+            out.mux(stream.encode(picture))
+            first, last = i * rate // 25, (i + 1) * rate // 25
+            piece = av.AudioFrame.from_ndarray(np.ascontiguousarray(tone[:, first:last]), format="fltp", layout=layout)
+            piece.sample_rate, piece.pts, piece.time_base = rate, first, Fraction(1, rate)
+            out.mux([packet for part in resampler.resample(piece) for packet in sound.encode(part)])
+        out.mux([packet for part in resampler.resample(None) for packet in sound.encode(part)])
+        out.mux(sound.encode(None))
+        out.mux(stream.encode(None))
+    frames = [int(frame[25, 33, 0]) for frame in read_frames(path)]
+    samples = aligned(load_audio(path), probe(path).audio_offset)
+    assert len(frames) == 50 and np.abs(np.array(frames) - np.repeat([60, 230], 25)).max() < 8
+    assert abs(len(samples) / 16_000 - 2) < 0.1 and np.abs(samples).max() > 0.2
+    assert abs(np.flatnonzero(np.abs(samples) > 0.1)[0] / 16_000 - 1) < 0.02

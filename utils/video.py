@@ -12,7 +12,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from utils import encoders
+from utils import encoders, hdr
 from utils.audio import Sound
 from utils.constants import FPS, SAMPLE_RATE
 from utils.encoders import Codec
@@ -153,6 +153,8 @@ def read_frames(path: Path, fps: int = FPS, start: int = 0) -> Iterator[np.ndarr
 
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
     image = frame.to_ndarray(format="rgb24")
+    if frame.color_trc in (hdr.PQ, hdr.HLG):
+        image = hdr.to_standard_range(image, frame.color_trc)
     # frame.rotation is the counter-clockwise turn (degrees) that shows the picture upright
     # FFmpeg pads its rows where the width is odd or no multiple of 32; what takes a bare buffer (MediaPipe) would read that askew
     return np.ascontiguousarray(np.rot90(image, frame.rotation // 90) if frame.rotation else image)
