@@ -50,7 +50,7 @@ def run(command: list) -> None:
     try:
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     except OSError as error:
-        sys.exit(f"diff-surfel-rasterization: the compiler {command[0]!r} cannot be run ({error}); set CXX or NVCC to one that can.")
+        sys.exit(f"diff-surfel-rasterization: {command[0]!r} cannot be run ({error}); set CXX or NVCC to one that can.")
     if done.returncode:
         sys.exit(f"{done.stderr}\ndiff-surfel-rasterization: compilation failed (the compiler's messages are above): {command[0]}")
 

@@ -9,39 +9,43 @@
 
 namespace surfel {
 
-// Visits the tiles whose pixels can lie in {u^2 + v^2 <= level} or in the low-pass disc; returns how many. Row by row of pixels the
-// exact interval of the conic A x^2 + 2B x + C <= 0 joined with the disc's (the discriminant is a sum of squares of cross products:
-// no cancellation for needles); A <= 0: unbounded along the row, which is taken whole.
+// Visits the tiles whose pixels can lie in {u^2 + v^2 <= level} or in the low-pass disc; returns how many. The conic in row y (from
+// the projected mean) spans b0 - b1 y +- sqrt(D(y))/A, with D(y) = p (h^2 - (y - yc)^2); its rightmost point lies at yc + t, its
+// leftmost at yc - t. So the reach within a row of tiles, whose pixel rows are [ya, yb], is had in closed form. D is written as a sum
+// of squares of cross products: no cancellation for needles. Conics that are not ellipses take their whole box.
 template <class T, class Visit>
 __device__ __forceinline__ int for_each_tile(const Record<T>& s, const Box& box, int tiles_x, Visit visit) {
-  const T A = s.m00 * s.m00 + s.m10 * s.m10 - s.level * s.g0 * s.g0;
-  const bool bounded = A > T(0);
-  const T inverse_a = bounded ? T(1) / A : T(0), disc = T(0.5) * s.level, lowpass = s.centre_x + s.lowpass_x;
-  const T b1 = (s.m00 * s.m01 + s.m10 * s.m11 - s.level * s.g0 * s.g1) * inverse_a;
-  const T b0 = s.centre_x + s.level * s.g0 * inverse_a, det = s.m00 * s.m11 - s.m01 * s.m10;
+  const T A = s.m00 * s.m00 + s.m10 * s.m10 - s.level * s.g0 * s.g0, det = s.m00 * s.m11 - s.m01 * s.m10;
   const T k0 = s.m00 * s.g1 - s.m01 * s.g0, k1 = s.m10 * s.g1 - s.m11 * s.g0;
+  const T p = det * det - s.level * (k0 * k0 + k1 * k1);
+  const bool bounded = A > T(0) && p > T(0);
+  const T inverse_a = bounded ? T(1) / A : T(0), inverse_p = bounded ? T(1) / p : T(0);
+  const T b1 = (s.m00 * s.m01 + s.m10 * s.m11 - s.level * s.g0 * s.g1) * inverse_a;
+  const T b0 = s.centre_x + s.level * s.g0 * inverse_a;
+  const T q = s.level * (s.m00 * k0 + s.m10 * k1), yc = q * inverse_p;
+  const T h = fast_root(q * q + p * s.level * (s.m00 * s.m00 + s.m10 * s.m10)) * inverse_p, width = fast_root(p) * inverse_a;
+  const T slant = fast_root(b1 * b1 + width * width), t = slant > T(0) ? -b1 * h / slant : T(0);
+  const T disc = T(0.5) * s.level, lowpass = s.centre_x + s.lowpass_x;
   int count = 0;
   for (int ty = box.y0 / kEdge; ty <= box.y1 / kEdge; ty++) {
-    T low = T(1e6), high = T(-1e6);
-    const int end = smaller(ty * kEdge + kEdge - 1, box.y1);
-    for (int row = larger(ty * kEdge, box.y0); bounded && row <= end; row++) {
-      const T y = T(row) + T(0.5) - s.centre_y, ly = y - s.lowpass_y, dy = det * y;
-      const T c0 = k0 * y + s.m00, c1 = k1 * y + s.m10;
-      const T discriminant = s.level * (c0 * c0 + c1 * c1) - dy * dy, disc_x2 = disc - ly * ly;
-      if (discriminant >= T(0)) {
-        const T root = std::sqrt(discriminant) * inverse_a, middle = b0 - b1 * y;
-        low = smaller(low, middle - root);
-        high = larger(high, middle + root);
+    const T ya = T(larger(ty * kEdge, box.y0)) + T(0.5) - s.centre_y;
+    const T yb = T(smaller(ty * kEdge + kEdge - 1, box.y1)) + T(0.5) - s.centre_y;
+    T low = T(box.x0), high = T(box.x1) + T(1);
+    if (bounded) {
+      low = T(1e6);
+      high = T(-1e6);
+      const T from = larger(ya - yc, -h), to = smaller(yb - yc, h);
+      if (from <= to + T(0.02)) {
+        const T right = larger(smaller(t, to), from), left = larger(smaller(-t, to), from);
+        high = b0 - b1 * (yc + right) + width * fast_root(larger(h * h - right * right, T(0)));
+        low = b0 - b1 * (yc + left) - width * fast_root(larger(h * h - left * left, T(0)));
       }
+      const T dy = larger(smaller(s.lowpass_y, yb), ya) - s.lowpass_y, disc_x2 = disc - dy * dy;
       if (disc_x2 >= T(0)) {
-        const T reach = std::sqrt(disc_x2);
+        const T reach = fast_root(disc_x2);
         low = smaller(low, lowpass - reach);
         high = larger(high, lowpass + reach);
       }
-    }
-    if (!bounded) {
-      low = T(box.x0);
-      high = T(box.x1) + T(1);
     }
     low = larger(low - T(0.52), T(box.x0));    // pixel j is touched when low <= j <= high
     high = smaller(high - T(0.48), T(box.x1));
@@ -66,8 +70,7 @@ template <class T> __global__ void __launch_bounds__(256) project_surfels(const 
     if (box.x0 <= box.x1 && box.y0 <= box.y1) {
       int32_t* const tiles = j.tile_count + int64_t(b) * j.tiles;
       count = for_each_tile(rec, box, j.tiles_x, [&](int t) { atomicAdd(tiles + t, 1); });
-      T* const out = j.records + i * kRecord;
-      for (int k = 0; k < kRecord; k++) out[k] = (&rec.centre_x)[k];
+      store_record(j, i, rec);
       if (j.normals)
         for (int k = 0; k < 3; k++) j.normals[3 * i + k] = rec.normal[k];
     }
@@ -125,8 +128,7 @@ template <class T> __global__ void __launch_bounds__(256) scatter_pairs(const Jo
   const ushort4 packed = j.boxes[i];
   const Box box = {packed.x, packed.y, packed.z, packed.w};
   if (box.x0 > box.x1) return;
-  Record<T> rec;
-  for (int k = 0; k < kRecord; k++) (&rec.centre_x)[k] = j.records[i * kRecord + k];
+  Record<T> rec = load_record(j, i);
   rec.level = level_of(rec.log2_opacity);
   const float depth = (float)rec.z;
   unsigned bits;

@@ -36,6 +36,17 @@ SURFEL_FN float exp2(float x) {                // 2 ulp
 #endif
 }
 
+SURFEL_FN double fast_root(double x) { return ::sqrt(x); }
+SURFEL_FN float fast_root(float x) {           // 1 ulp
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return ::sqrtf(x);
+#endif
+}
+
 constexpr int kWarp = 32, kEdge = 8;           // a warp draws a tile of 8x8 pixels, two rows apart by 4 in each lane
 constexpr int kWarpsPerBlock = 4, kRecord = 12;
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -140,6 +151,20 @@ template <class T> SURFEL_FN SurfelInput<T> surfel_of(const Job<T>& j, int b, in
           j.opacities[j.s_opacities * b + n]};
 }
 template <class T> SURFEL_FN T level_of(T log2_opacity) { return T(1.3862943611198906) * (log2_opacity + T(7.994353436858858)); }
+
+// Records are 16-byte aligned in memory and move four numbers at a time.
+template <class T> struct alignas(16) Four { T v[4]; };
+template <class T> SURFEL_FN Record<T> load_record(const Job<T>& j, int64_t i) {
+  const Four<T>* const from = reinterpret_cast<const Four<T>*>(j.records + i * kRecord);
+  const Four<T> a = from[0], b = from[1], c = from[2];
+  return {a.v[0], a.v[1], a.v[2], a.v[3], b.v[0], b.v[1], b.v[2], b.v[3], c.v[0], c.v[1], c.v[2], c.v[3]};
+}
+template <class T> SURFEL_FN void store_record(const Job<T>& j, int64_t i, const Record<T>& s) {
+  Four<T>* const to = reinterpret_cast<Four<T>*>(j.records + i * kRecord);
+  to[0] = {{s.centre_x, s.centre_y, s.m00, s.m01}};
+  to[1] = {{s.m10, s.m11, s.g0, s.g1}};
+  to[2] = {{s.z, s.lowpass_x, s.lowpass_y, s.log2_opacity}};
+}
 
 // The list of one tile; empty when it did not fit the pair buffer.
 struct TileList { int64_t start; int count; };

@@ -16,13 +16,12 @@ template <class T, int F, bool kAux> struct Stage {
   uint32_t id[kWarp];
 
   __device__ __forceinline__ void load(const Job<T>& j, int b, int first, int lane, uint32_t surfel) {
-    struct alignas(16) Four { T v[4]; };
     const int64_t i = int64_t(b) * j.surfels + surfel;
     T* const to = row[lane];
     id[lane] = surfel;
-    const Four* const from = reinterpret_cast<const Four*>(j.records + i * kRecord);
+    const Four<T>* const from = reinterpret_cast<const Four<T>*>(j.records + i * kRecord);
 #pragma unroll
-    for (int k = 0; k < kRecord / 4; k++) reinterpret_cast<Four*>(to)[k] = from[k];
+    for (int k = 0; k < kRecord / 4; k++) reinterpret_cast<Four<T>*>(to)[k] = from[k];
     const T* const f = j.features + j.s_features * b + int64_t(surfel) * j.channels + first;
 #pragma unroll
     for (int c = 0; c < F; c++) to[kRecord + c] = first + c < j.channels ? f[c] : T(0);

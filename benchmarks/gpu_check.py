@@ -1,0 +1,330 @@
+"""Builds the CUDA rasterizer, checks it against the float64 reference and the CPU, and times it: one command, with a GPU.
+
+    python benchmarks/gpu_check.py [--no-build] [--skip-checks] [--skip-times] [--sanitizer]
+
+Needs torch with CUDA, and nvcc for the build (into build/gpu_check, nothing is installed). Exit code 1 when a check fails.
+Times are medians of device time between CUDA events, everything included (projection, lists, drawing; gradients of all inputs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+BUILD = ROOT / "build" / "gpu_check"
+INPUTS = ("means", "quats", "scales", "opacities", "features")
+PEERS = {  # ms forward, backward, peak MiB at 70k surfels, 7 channels (H100, docs/rasterizer.md says how measured)
+    16: "2DGS rasterizer 11.6 + 18.9 ms 575 MiB, gsplat 1.6 batched 3.4 + 7.7 ms 592 MiB; goal 0.9 + 1.2 ms 400 MiB",
+    1: "2DGS rasterizer 1.06 + 1.20 ms 44 MiB, gsplat 1.6 1.09 + 1.05 ms 40 MiB; goal 0.15 + 0.22 ms",
+}
+
+
+def build() -> None:
+    """Both packages, compiled for the GPU at hand."""
+    major, minor = torch.cuda.get_device_capability()
+    environment = os.environ | {"TORCH_CUDA_ARCH_LIST": f"{major}.{minor}", "SURFEL_BUILD_CUDA": "1"}
+    shutil.rmtree(BUILD, ignore_errors=True)
+    for name in ("custom-diff-surfel-rasterization", "simple-knn"):
+        start = time.time()
+        source = BUILD / "source" / name
+        shutil.copytree(ROOT / "submodules" / name, source, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__"))
+        if not (source / "setup.py").is_file():
+            (source / "setup.py").write_text("from setuptools import setup\nsetup()\n")
+        command = [sys.executable, "setup.py", "-q", "build", "--build-lib", BUILD / "site"]
+        subprocess.run(command, cwd=source, env=environment, check=True)
+        print(f"built {name} in {time.time() - start:.0f} s", flush=True)
+
+
+class Checks:
+    """Runs checks, prints a row each, counts the failures."""
+
+    def __init__(self):
+        self.failures = 0
+
+    def row(self, name: str, good: bool, detail: str = "") -> None:
+        self.failures += not good
+        print(f"{'ok  ' if good else 'FAIL'} {name:<78} {detail}", flush=True)
+
+    def below(self, name: str, value: float, limit: float) -> None:
+        self.row(name, value < limit, f"{value:.1e} < {limit:.0e}")
+
+
+def to(arguments: dict, device=None, dtype=None) -> dict:
+    return {k: v.detach().to(device=device, dtype=dtype) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+
+
+def check_against_reference(check: Checks) -> None:
+    from diff_surfel_rasterization import rasterize_surfels, reference
+    from rasterizer_scenes import AUX, LEAVES, leaves, maps, random_loss, relative_error, scene
+
+    def compare(name, arguments, dtype=torch.float32, aux=AUX, limit=1e-4, gradient_limit=1e-3, draw=rasterize_surfels, **options):
+        truth, given = leaves(to(arguments, "cuda", torch.float64)), leaves(to(arguments, "cuda", dtype))
+        want, got = reference.rasterize_surfels(**truth, aux=aux, **options), draw(**given, aux=aux, **options)
+        for out in (want, got):
+            random_loss(maps(out, aux)).backward()
+        images = {k: relative_error(v.detach(), maps(want, aux)[k].detach()) for k, v in maps(got, aux).items()}
+        gradients = {k: relative_error(given[k].grad, truth[k].grad) for k in LEAVES}
+        gradients["screen"] = relative_error(got.screen_grad, want.screen_grad)
+        check.below(f"{name}: images ({max(images, key=images.get)})", max(images.values()), limit)
+        check.below(f"{name}: gradients ({max(gradients, key=gradients.get)})", max(gradients.values()), gradient_limit)
+
+    for channels, aux in ((3, ()), (4, AUX), (7, ()), (7, AUX), (8, ()), (8, AUX), (1, AUX), (20, AUX)):
+        for cutoff in ("exact", "2dgs"):
+            arguments = scene(channels=channels, batch=2, count=60)
+            compare(f"{channels} channels, {len(aux)} aux maps, {cutoff}, float32", arguments, aux=aux, cutoff=cutoff)
+    compare("float64", scene(channels=7, batch=2, count=60), torch.float64, limit=1e-9, gradient_limit=1e-8)
+    for width, height in ((1, 1), (16, 16), (17, 15), (64, 3), (5, 70), (131, 77)):
+        arguments = scene(count=30, width=width, height=height) | dict(Ks=scene(width=24, height=20)["Ks"])
+        arguments["Ks"][0, 0, 2], arguments["Ks"][0, 1, 2] = width / 2, height / 2
+        compare(f"size {width} x {height}, float64", arguments, torch.float64, limit=1e-9, gradient_limit=1e-7)
+    shared = scene(batch=3, channels=7)
+    for name in INPUTS:
+        compare(f"{name} shared by the batch", shared | {name: shared[name][:1]}, torch.float64, limit=1e-9, gradient_limit=1e-8)
+    for name, scales in (("sub-pixel", (1e-5, 1e-3)), ("screen-filling", (1.0, 3.0))):
+        compare(f"{name} surfels, float64", scene(scales=scales, top_opacity=0.5), torch.float64, limit=1e-9, gradient_limit=1e-6)
+    hard = scene(count=200, channels=3, seed=11)
+    hard["means"] = hard["means"] * torch.tensor([3.0, 3.0, 8.0], dtype=torch.float64)  # behind the camera, outside the image
+    kind = torch.arange(200) % 3
+    hard["opacities"] = torch.where(kind == 0, 0.0, torch.where(kind == 1, 1.0, hard["opacities"]))
+    compare("behind the camera, outside, opacity 0 and 1, float64", hard, torch.float64, limit=1e-9, gradient_limit=1e-7)
+    for count in (1, 500, 600, 5000):
+        arguments = scene(count=count, channels=3, width=16, height=16, scales=(0.1, 0.5), top_opacity=0.05 if count > 1 else 1.0)
+        compare(f"{count} surfels over four tiles, float64", arguments, torch.float64, limit=1e-8, gradient_limit=1e-6)
+
+
+def check_properties(check: Checks) -> None:
+    from diff_surfel_rasterization import rasterize_surfels
+    from rasterizer import head_scene
+    from rasterizer_scenes import AUX, leaves, maps, random_loss, relative_error, scene
+
+    small = to(scene(channels=7, batch=2, count=80), "cuda", torch.float32)
+    big = to(head_scene(20_000, 2, 256, 7), "cuda")
+    names = INPUTS
+
+    def step(arguments, aux=()):
+        given = leaves(arguments, names)
+        out = rasterize_surfels(**given, aux=aux)
+        random_loss(maps(out, aux)).backward()
+        return maps(out, aux), {k: given[k].grad for k in names}
+
+    on_gpu, on_cpu, exact = step(big), step(to(big, "cpu")), step(to(big, "cpu", torch.float64))
+    error = {"image": [relative_error(out[0]["features"].cpu(), exact[0]["features"]) for out in (on_gpu, on_cpu)]}
+    error |= {f"gradient of {k}": [relative_error(out[1][k].cpu(), exact[1][k]) for out in (on_gpu, on_cpu)] for k in names}
+    for name, (cuda, cpu) in error.items():
+        detail = f"{cuda:.1e} (CPU {cpu:.1e})"
+        check.row(f"20k surfels at 256, {name}: as near to float64 as the CPU's", cuda < max(2 * cpu, 1e-5), detail)
+    again = step(big)
+    check.row("two runs give the same image bit for bit", all(torch.equal(again[0][k], on_gpu[0][k]) for k in again[0]))
+    with torch.no_grad():
+        check.row("inference gives the same image bit for bit", torch.equal(rasterize_surfels(**big).features, on_gpu[0]["features"]))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        on_stream = step(big)
+    stream.synchronize()
+    check.row("another stream gives the same image", torch.equal(on_stream[0]["features"], on_gpu[0]["features"]))
+
+    graph, static = torch.cuda.CUDAGraph(), to(big, "cuda")
+    with torch.no_grad(), torch.cuda.graph(graph):
+        captured = rasterize_surfels(**static).features
+    static["means"].add_(0.02)
+    graph.replay()
+    torch.cuda.synchronize()
+    with torch.no_grad():
+        check.row("a CUDA graph replays with new inputs", torch.equal(captured, rasterize_surfels(**static).features))
+
+    nothing = {k: v[:, :0] if k in names else v for k, v in small.items()}
+    out = rasterize_surfels(**leaves(nothing, names))
+    check.row("no surfels: the background", bool((out.features == small["background"][None, :, None, None]).all()))
+    for value in (float("nan"), float("inf")):
+        spoiled = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in small.items()}
+        for i, name in enumerate(names):
+            spoiled[name][:, i] = value
+        images, gradients = step(spoiled, AUX)
+        finite = all(t.isfinite().all() for t in (*images.values(), *gradients.values()))
+        check.row(f"surfels holding {value} spread nothing", finite)
+    for dtype in (torch.float16, torch.bfloat16):
+        images, gradients = step({k: v.to(dtype) if k in names else v for k, v in small.items()})
+        check.row(f"{dtype} inputs", all(t.isfinite().all() for t in (*images.values(), *gradients.values())))
+    swapped = {k: v.transpose(1, 2).contiguous().transpose(1, 2) if k in ("means", "features") else v for k, v in small.items()}
+    check.row("non-contiguous inputs", torch.equal(step(swapped)[0]["features"], step(small)[0]["features"]))
+
+    from diff_surfel_rasterization import ops
+    from test_rasterizer_interface import op_arguments
+
+    given = leaves(to(scene(count=9, batch=2, width=20, height=12), "cuda", torch.float32))
+    arguments = op_arguments(given, True)
+    arguments = [t.detach().cuda().requires_grad_(t.requires_grad) if isinstance(t, torch.Tensor) else t for t in arguments]
+    for test in ("test_schema", "test_autograd_registration", "test_faketensor"):
+        result = torch.library.opcheck(ops.forward_op, arguments, test_utils=test, raise_exception=False)
+        check.row(f"torch.library.opcheck {test}", result[test] == "SUCCESS", "" if result[test] == "SUCCESS" else str(result[test])[:90])
+
+    with torch.no_grad():
+        million = to(head_scene(1_000_000, 1, 512, 3), "cuda")
+        image = rasterize_surfels(**million).features
+        check.row("1 million surfels", bool(image.isfinite().all()) and float(image.max()) > 0.1)
+        wide = to(head_scene(2_000, 40, 2048, 4), "cuda")  # 2.7 GB of output
+        image = rasterize_surfels(**wide).features
+        alone = {k: v[-1:] if isinstance(v, torch.Tensor) else v for k, v in wide.items()}
+        last = rasterize_surfels(**alone).features
+        check.row(f"{image.numel() * 4 / 2**30:.1f} GiB of output: the last image equals its own call", torch.equal(image[-1:], last))
+
+
+def check_knn(check: Checks) -> None:
+    from simple_knn import distCUDA2
+
+    for count in (4, 33, 1000, 200_000):
+        points = torch.randn(count, 3, generator=torch.Generator().manual_seed(count))
+        got, want = distCUDA2(points.cuda()).cpu(), distCUDA2(points)
+        check.below(f"distCUDA2, {count} points against the k-d tree", float(((got - want).abs() / want).max()), 1e-5)
+
+
+def milliseconds(call, repeats: int = 30, before=lambda: None) -> float:
+    times = []
+    for i in range(repeats + 5):
+        before()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        torch.cuda.synchronize()
+        if i >= 5:
+            times.append(start.elapsed_time(end))
+    return statistics.median(times)
+
+
+def time_scene(batch: int, count: int, channels: int, aux=(), sigma: float = 1.5, profile: bool = False) -> None:
+    from diff_surfel_rasterization import rasterize_surfels
+    from rasterizer import head_scene
+
+    scene = to(head_scene(count, batch, 512, channels, sigma), "cuda")
+    scene = {k: v.requires_grad_() if k in INPUTS else v for k, v in scene.items()}
+    state = {}
+
+    def forward():
+        state["out"] = rasterize_surfels(**scene, aux=aux)
+
+    def backward():
+        maps = [state["out"].features, *(getattr(state["out"], name) for name in aux)]
+        torch.autograd.backward(maps, [state[m.shape] for m in maps])
+
+    def prepare():
+        for name in INPUTS:
+            scene[name].grad = None
+
+    forward()
+    for m in [state["out"].features, *(getattr(state["out"], name) for name in aux)]:
+        state[m.shape] = torch.randn_like(m) / m.numel()
+    forward_ms = milliseconds(forward)
+    backward_ms = milliseconds(backward, before=lambda: (prepare(), forward()))
+    state.pop("out")
+    prepare()
+    torch.cuda.synchronize()
+    base = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    forward()
+    backward()
+    peak = (torch.cuda.max_memory_allocated() - base) / 2**20
+    with torch.no_grad():
+        inference_ms = milliseconds(lambda: rasterize_surfels(**scene, aux=aux))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            rasterize_surfels(**scene, aux=aux)
+        replay_ms = milliseconds(graph.replay)
+    what = f"B={batch:<3} {count // 1000:>4}k {channels:>2} channels, {len(aux)} aux, sigma {sigma}"
+    timed = f"forward {forward_ms:6.3f}  backward {backward_ms:6.3f}  inference {inference_ms:6.3f}  graph {replay_ms:6.3f} ms"
+    print(f"{what}: {timed}  peak {peak:5.0f} MiB", flush=True)
+    if profile:
+        from torch.profiler import ProfilerActivity
+        from torch.profiler import profile as record
+
+        with record(activities=[ProfilerActivity.CUDA]) as recorded:
+            for _ in range(10):
+                prepare()
+                forward()
+                backward()
+            torch.cuda.synchronize()
+        for event in sorted(recorded.key_averages(), key=lambda e: -e.device_time_total)[:14]:
+            print(f"      {event.device_time_total / 10:9.1f} us a step   {event.count / 10:4.1f} x {event.key[:90]}")
+
+
+def times() -> None:
+    print(torch.cuda.get_device_name(), "torch", torch.__version__)
+    a, b = torch.empty(2**30, dtype=torch.uint8, device="cuda"), torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    print(f"copy {2 * 2**30 / milliseconds(lambda: b.copy_(a)) / 1e9:.2f} TB/s")
+    del a, b
+    aux = ("depth", "normal", "median_depth", "distortion")
+    for batch in (16, 1):
+        print(f"-- batch {batch}. For comparison: {PEERS[batch]}")
+        time_scene(batch, 70_000, 7, profile=True)
+        time_scene(batch, 70_000, 7, sigma=3.0)
+        time_scene(batch, 50_000, 7)
+        time_scene(batch, 50_000, 3)
+        time_scene(batch, 70_000, 7, aux)
+    from simple_knn import distCUDA2
+
+    points = torch.randn(1_000_000, 3, device="cuda")
+    print(f"distCUDA2, 1 million points: {milliseconds(lambda: distCUDA2(points), 10):.2f} ms")
+
+
+def sanitize(check: Checks) -> None:
+    tool = shutil.which("compute-sanitizer")
+    if not tool:
+        print("compute-sanitizer is not installed: skipped")
+        return
+    for kind in ("memcheck", "racecheck", "initcheck"):
+        command = [tool, "--tool", kind, "--error-exitcode", "9", sys.executable, __file__, "--no-build", "--sanitized"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        summary = (done.stdout + done.stderr)[-300:].replace("\n", " | ")
+        check.row(f"compute-sanitizer {kind}", done.returncode == 0, summary)
+
+
+def small_suite() -> None:
+    from diff_surfel_rasterization import rasterize_surfels
+    from rasterizer_scenes import AUX, leaves, maps, random_loss, scene
+
+    for channels, aux, count in ((7, (), 60), (4, AUX, 60), (3, AUX, 700)):
+        given = leaves(to(scene(channels=channels, batch=2, count=count), "cuda", torch.float32))
+        random_loss(maps(rasterize_surfels(**given, aux=aux), aux)).backward()
+    torch.cuda.synchronize()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-build", action="store_true", help="use what an earlier run built")
+    parser.add_argument("--skip-checks", action="store_true")
+    parser.add_argument("--skip-times", action="store_true")
+    parser.add_argument("--sanitizer", action="store_true", help="also run a small suite under compute-sanitizer")
+    parser.add_argument("--sanitized", action="store_true", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("gpu_check needs a GPU that torch can use; tests/test_rasterizer_cuda.py checks the kernels without one")
+    if not args.no_build:
+        build()
+    sys.path[:0] = [str(BUILD / "site"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    if args.sanitized:
+        small_suite()
+        return
+    check = Checks()
+    if not args.skip_checks:
+        for part in (check_against_reference, check_properties, check_knn):
+            part(check)
+        print(f"{check.failures} failures" if check.failures else "all checks passed", flush=True)
+    if args.sanitizer:
+        sanitize(check)
+    if not args.skip_times:
+        times()
+    sys.exit(bool(check.failures))
+
+
+if __name__ == "__main__":
+    main()
