@@ -3,9 +3,10 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 
-from utils.pipeline import Consumer, prefetch
+from utils.pipeline import Consumer, Rows, prefetch
 
 
 def test_results_come_in_order_however_long_each_takes():
@@ -82,3 +83,21 @@ def test_an_error_of_the_producer_ends_the_thread_without_finishing_what_waits()
         threading.Timer(0.1, gate.set).start()
         raise KeyError
     assert not consumer._thread.is_alive() and len(seen) <= 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 40])
+def test_rows_of_a_stream_stay_for_readers_that_lag_and_go_for_good_after_them(size):
+    data, given = np.arange(100)[:, None], []
+
+    def blocks():
+        for k in range(0, 100, size):
+            given.append(k)
+            yield data[k : k + size]
+
+    rows = Rows(blocks(), kept=10)
+    for start in (0, 6, 4, 30, 22, 60, 50):  # a reader up to 10 behind another
+        np.testing.assert_array_equal(rows[start : start + 8], data[start : start + 8])
+    assert given[-1] <= 68  # and nothing is asked for before it is needed
+    np.testing.assert_array_equal(rows[95:120], data[95:])  # what there is
+    with pytest.raises(IndexError):
+        rows[2:4]

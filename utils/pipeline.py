@@ -31,7 +31,7 @@ def prefetch(work: Callable[[Any], Any], items: Iterable, threads: int = 2, ahea
 
 
 class Rows:
-    """Rows of a stream by number, for readers that move forward together: the last `kept` at least stay, older ones are gone.
+    """Rows of a stream by number, for readers that move forward together: at least `kept` rows before a read one stay.
 
     Safe to read from several threads.
     """
@@ -48,10 +48,10 @@ class Rows:
             while self._end < key.stop and (block := next(self._blocks, None)) is not None:
                 self._held.append(block)
                 self._end += len(block)
-                while self._end - self._first - len(self._held[0]) >= self._kept:
-                    self._first += len(self._held.popleft())
             if key.start < self._first:
-                raise IndexError(f"row {key.start} has passed: the last {self._kept} are kept")
+                raise IndexError(f"row {key.start} has passed: {self._kept} are kept")
+            while self._held and self._first + len(self._held[0]) <= key.start - self._kept:
+                self._first += len(self._held.popleft())
             return np.concatenate(list(self._held))[key.start - self._first : key.stop - self._first]
 
 
