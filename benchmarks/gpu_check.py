@@ -125,7 +125,8 @@ def check_properties(check: Checks) -> None:
     again = step(big)
     check.row("two runs give the same image bit for bit", all(torch.equal(again[0][k], on_gpu[0][k]) for k in again[0]))
     with torch.no_grad():
-        check.row("inference gives the same image bit for bit", torch.equal(rasterize_surfels(**big).features, on_gpu[0]["features"]))
+        image = rasterize_surfels(**big).features
+        check.row("inference gives the same image bit for bit", torch.equal(image, on_gpu[0]["features"]))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -166,7 +167,7 @@ def check_properties(check: Checks) -> None:
     arguments = [t.detach().cuda().requires_grad_(t.requires_grad) if isinstance(t, torch.Tensor) else t for t in arguments]
     for test in ("test_schema", "test_autograd_registration", "test_faketensor"):
         result = torch.library.opcheck(ops.forward_op, arguments, test_utils=test, raise_exception=False)
-        check.row(f"torch.library.opcheck {test}", result[test] == "SUCCESS", "" if result[test] == "SUCCESS" else str(result[test])[:90])
+        check.row(f"torch.library.opcheck {test}", result[test] == "SUCCESS", str(result[test])[:90])
 
     with torch.no_grad():
         million = to(head_scene(1_000_000, 1, 512, 3), "cuda")
@@ -176,7 +177,8 @@ def check_properties(check: Checks) -> None:
         image = rasterize_surfels(**wide).features
         alone = {k: v[-1:] if isinstance(v, torch.Tensor) else v for k, v in wide.items()}
         last = rasterize_surfels(**alone).features
-        check.row(f"{image.numel() * 4 / 2**30:.1f} GiB of output: the last image equals its own call", torch.equal(image[-1:], last))
+        size = image.numel() * 4 / 2**30
+        check.row(f"{size:.1f} GiB of output: the last image equals its own call", torch.equal(image[-1:], last))
 
 
 def check_knn(check: Checks) -> None:
