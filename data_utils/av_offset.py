@@ -14,7 +14,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from utils import speech
-from utils.constants import FPS
+from utils.constants import FPS, SAMPLES_PER_FRAME
 
 REACH = 8  # frames either way
 ENOUGH = 10 * FPS  # frames with a face below which nothing is concluded
@@ -47,7 +47,7 @@ def estimate(samples: np.ndarray, opening: np.ndarray) -> Estimate | None:
 
     None if the clip shows a face for less than 10 s together with sound, or lips or sound never change.
     """
-    count = min(len(opening), len(samples) * FPS // 16_000)
+    count = min(len(opening), len(samples) // SAMPLES_PER_FRAME)
     opening = opening[:count].astype(np.float64)
     seen = np.isfinite(opening)
     if seen.sum() < ENOUGH:
