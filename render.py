@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 import re
 import time
 from collections.abc import Callable
@@ -217,6 +218,18 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def writable(folder: Path) -> Path:
+    """`folder`, made if need be. Raises UserError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "no permission"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise UserError(f"nothing can be written into {folder} ({reason}); free that name, or copy the model to a folder of yours")
+    return folder
+
+
 def export(model: Path, head: TalkingHead, reader: TalkingDatasetReader, frame: int, device: torch.device) -> None:
     """Write <model>/export/ours_N_{canonical or frame}_{2dgs,3dgs}.ply. Raises UserError if `frame` is not usable."""
     if frame >= 0 and frame not in reader.ids:
@@ -276,7 +289,7 @@ def main(argv: list[str] | None = None) -> None:
         if not clip.pose_ids:
             print(f"{clip.split}: the data set has no such frames, nothing rendered")
             continue
-        folder = model / clip.split / f"ours_{head.iteration}"
+        folder = writable(model / clip.split / f"ours_{head.iteration}")
         (folder / "frames.json").unlink(missing_ok=True)
         tokens = head.token_names if args.visualize_attention else ()
         outputs = Outputs(clip, folder, f"{clip.name}_{head.iteration}iter", backdrops.place, (reader.width, reader.height),

@@ -25,6 +25,14 @@ def disc(size=64, radius=18):
     return ((x - size / 2) ** 2 + (y - size / 2) ** 2 < radius**2).float()[None, None]
 
 
+def test_a_head_rendered_with_its_body_is_put_on_the_bare_background(dataset):  # noqa: F811
+    reader = TalkingDatasetReader(dataset)
+    np.testing.assert_array_equal(Backdrops(reader, "all")[9], reader.plate)
+    np.testing.assert_array_equal(Backdrops(reader, "head")[9], reader.backdrop(9))
+    assert np.abs(reader.plate.astype(int) - reader.backdrop(9)).max() > 50
+    assert Backdrops(reader, "all", transparent=True)[9].max() == 0  # the body is no backdrop either
+
+
 def source_video(tmp_path, dataset, x=30, y=10, side=128, width=202, height=151):  # noqa: F811
     """A data set whose frames were cut from a larger video (odd height; the window reaches to its lower edge) and halved."""
     folder = write_tiny_dataset(tmp_path / "full")

@@ -253,6 +253,34 @@ def test_a_full_disk_while_encoding_ends_in_one_sentence(model, tmp_path, monkey
     assert list((model / "custom/ours_7").iterdir()) == []
 
 
+def test_an_output_folder_that_cannot_be_written_is_one_sentence(model, tmp_path, capsys):
+    (model / "custom").write_text("a file where the folder should be")
+    speak(tmp_path / "a.wav", seconds=0.1)
+    assert "nothing can be written into" in failure(capsys, "-m", model, "--custom_aud", tmp_path / "a.wav")
+
+
+def test_silence_shuts_the_mouth_and_speech_is_heard_unless_told_otherwise(model, dataset, tmp_path, monkeypatch):
+    time = np.arange(16_000 * 2) / 16_000
+    soundfile.write(tmp_path / "a.wav", np.where(time < 1, 0.3 * np.sin(1000 * time), 0.0), 16_000)
+    heard = {}
+    original = render.batch_conditions
+
+    def conditions(reader, clip, start, ids):
+        made = original(reader, clip, start, ids)
+        heard[start] = made.audio[:, 4, 0]
+        return made
+
+    monkeypatch.setattr(render, "batch_conditions", conditions)
+    shut = float(render.silent_row(TalkingDatasetReader(dataset))[0])
+    for flags, silent in (([], shut), (["--no-close_mouth"], 0.0)):
+        heard.clear()
+        render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), *flags])
+        levels = np.concatenate([heard[start] for start in sorted(heard)])
+        np.testing.assert_allclose(levels[:24], 0.3 * 2 / np.pi, rtol=0.1)
+        np.testing.assert_allclose(levels[30:], silent, atol=1e-6)
+    assert shut > 0.01  # so the two differ
+
+
 def test_no_model_is_one_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     speak(tmp_path / "a.wav")
