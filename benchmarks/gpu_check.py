@@ -262,7 +262,7 @@ def time_scene(batch: int, count: int, channels: int, aux=(), sigma: float = 1.5
 def times() -> None:
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     a, b = torch.empty(2**30, dtype=torch.uint8, device="cuda"), torch.empty(2**30, dtype=torch.uint8, device="cuda")
-    print(f"copy {2 * 2**30 / milliseconds(lambda: b.copy_(a)) / 1e9:.2f} TB/s")
+    print(f"copy {2 * 2**30 / milliseconds(lambda b=b, a=a: b.copy_(a)) / 1e9:.2f} TB/s")
     del a, b
     aux = ("depth", "normal", "median_depth", "distortion")
     for batch in (16, 1):

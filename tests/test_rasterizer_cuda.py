@@ -1,5 +1,8 @@
 """The CUDA kernels on the host (tests/cuda_emulation): the rasterizer's test suite asked of them, and what is theirs alone."""
 
+import ctypes
+import shutil
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -9,6 +12,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "cuda_emulation"))
 pytest.importorskip("diff_surfel_rasterization.cuda", reason="the installed rasterizer is older than the sources: reinstall it")
+import build_for_host
 import emulated
 import test_rasterizer
 import test_rasterizer_gradients
@@ -16,7 +20,7 @@ import test_rasterizer_interface
 from diff_surfel_rasterization import cuda, ops, rasterize_surfels, reference
 from rasterizer_scenes import AUX, LEAVES, leaves, maps, random_loss, relative_error, scene
 
-if emulated.compiler() is None:
+if build_for_host.compiler() is None:
     pytest.skip("needs g++ to compile the CUDA kernels for the host", allow_module_level=True)
 
 # Left out: the CPU's thread counts and instruction sets; opcheck, which compares the opaque state bit by bit (see below).
@@ -32,7 +36,9 @@ for module in (test_rasterizer, test_rasterizer_gradients, test_rasterizer_inter
 
 @pytest.fixture(scope="session")
 def emulation(tmp_path_factory):
-    return emulated.build(emulated.RASTERIZER, tmp_path_factory.mktemp("emulation") / "libsurfel_cuda.so")
+    library = tmp_path_factory.mktemp("emulation") / "libsurfel_cuda.so"
+    build_for_host.compile_for_the_host(build_for_host.RASTERIZER, library)
+    return ctypes.CDLL(str(library))
 
 
 @pytest.fixture(autouse=True)
@@ -127,3 +133,13 @@ def test_torch_library_checks_of_the_cuda_kernels_pass():
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(ops.forward_op, test_rasterizer_interface.op_arguments(arguments, True), test_utils=checks)
     torch.library.opcheck(ops.sh_op, (arguments["means"], torch.randn(1, 9, 9, 3, requires_grad=True), arguments["viewmats"], 2))
+
+
+@pytest.mark.parametrize("source", [build_for_host.RASTERIZER, build_for_host.KNN], ids=lambda p: p.stem)
+def test_nvcc_compiles_the_kernels(source, tmp_path):
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("nvcc is not on PATH: the CUDA sources were compiled by g++ only")
+    command = [nvcc, "-std=c++17", "-ptx", "-arch=compute_80", "-Werror", "all-warnings", source, "-o", tmp_path / "kernels.ptx"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,5 +1,8 @@
 """distCUDA2: mean squared distance to the three nearest neighbours."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from simple_knn import distCUDA2
@@ -41,3 +44,31 @@ def test_the_import_path_of_gaussian_splatting_code_works():
 def test_bad_points_are_refused_with_the_reason(points, message):
     with pytest.raises(ValueError, match=message):
         distCUDA2(points)
+
+
+@pytest.fixture(scope="module")
+def cuda_kernel(tmp_path_factory):
+    """The CUDA kernel on the host (tests/cuda_emulation): points -> mean squared distances."""
+    sys.path.insert(0, str(Path(__file__).parent / "cuda_emulation"))
+    import build_for_host as build
+
+    cuda = pytest.importorskip("simple_knn.cuda", reason="the installed simple-knn is older than the sources: reinstall it")
+    if build.compiler() is None:
+        pytest.skip("needs g++ to compile the CUDA kernel for the host")
+    target = tmp_path_factory.mktemp("emulation") / "libknn_cuda.so"
+    build.compile_for_the_host(build.KNN, target)
+    return lambda points: cuda.mean_squared_distance(points, cuda.load(target), 0)
+
+
+@pytest.mark.parametrize("count", [4, 5, 33, 1500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_cuda_kernel_equals_the_k_d_tree(count, dtype, cuda_kernel):
+    points = torch.randn(count, 3, generator=torch.Generator().manual_seed(count), dtype=torch.float64).to(dtype)
+    points[: count // 2] *= 0.01  # clusters
+    torch.testing.assert_close(cuda_kernel(points), distCUDA2(points), rtol=1e-5, atol=0)
+
+
+def test_the_cuda_kernel_counts_duplicates_and_takes_flat_clouds(cuda_kernel):
+    points = torch.zeros(70, 3)
+    points[:60, 0] = torch.arange(60)
+    torch.testing.assert_close(cuda_kernel(points), distCUDA2(points))

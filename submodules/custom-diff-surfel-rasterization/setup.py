@@ -55,8 +55,8 @@ def run(command: list) -> None:
         sys.exit(f"{done.stderr}\ndiff-surfel-rasterization: compilation failed (the compiler's messages are above): {command[0]}")
 
 
-# Machine code for these runs on every later minor version too (8.0 on 8.6 and 8.9, 12.0 on 12.1); PTX of the last for what comes.
-ARCHITECTURES = {(11, 8): "7.5 8.0 9.0+PTX", (12, 8): "7.5 8.0 9.0 10.0 12.0+PTX"}  # from this CUDA version on
+# Machine code for these runs on every later minor version too (8.0 on 8.6 and 8.9, 12.0 on 12.1); PTX for what comes between.
+ARCHITECTURES = {(11, 8): "7.5 8.0 9.0+PTX", (12, 8): "7.5 8.0 9.0+PTX 12.0"}  # from this CUDA version on
 
 
 def find_nvcc() -> str | None:

@@ -2,27 +2,8 @@
 it is, put in the place of the CPU kernels. So every test of the rasterizer can be asked of the CUDA kernels, without a GPU."""
 
 import contextlib
-import ctypes
-import os
-import shutil
-import subprocess
-from pathlib import Path
 
 from diff_surfel_rasterization import cuda, ops
-
-HERE = Path(__file__).resolve().parent
-SUBMODULES = HERE.parents[1] / "submodules"
-RASTERIZER = SUBMODULES / "custom-diff-surfel-rasterization" / "csrc" / "cuda" / "rasterize.cu"
-FLAGS = "-x c++ -std=c++17 -O1 -fPIC -shared -fvisibility=hidden -Wall -Wno-unknown-pragmas -Wno-maybe-uninitialized".split()
-
-
-def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "g++"))
-
-
-def build(source: Path, target: Path) -> ctypes.CDLL:
-    subprocess.run([compiler(), *FLAGS, "-I", HERE, source, "-o", target], check=True)
-    return ctypes.CDLL(str(target))
 
 
 class EmulatedBackEnd(cuda.BackEnd):
