@@ -176,7 +176,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--smooth_lips", action="store_true", help="with --custom_aud: steadier, slightly softer lips")
     parser.add_argument("--close_mouth", action=argparse.BooleanOptionalAction, default=True, help="with --custom_aud: shut the "
                         "mouth in silence (%(default)s)")  # fmt: skip
-    parser.add_argument("--ss", type=parse_time, metavar="hh:mm:ss", help="with --custom_aud: where in the clip poses start (0)")
+    parser.add_argument("--ss", type=parse_time, metavar="hh:mm:ss", help="with --custom_aud: where in the clip poses start")
     parser.add_argument("--skip_train", action="store_true", help="do not render the training frames")
     parser.add_argument("--skip_test", action="store_true", help="do not render the held-out frames")
     parser.add_argument("--visualize_attention", action="store_true", help="also write what each token attends to")
