@@ -26,8 +26,8 @@ def rewrite_as_lineage(root: Path, unit: str, audio: str, expression: str) -> No
         path = root / f"transforms_{split}.json"
         tables[split] = json.loads(path.read_text())
         path.write_text(json.dumps({key: tables[split][key] for key in ("focal_len", "cx", "cy", "frames")}))
-    for name in ("valid.json", "fused.ply", "aud_mel.npy", "bs.npy"):
-        (root / name).unlink()
+    for name in ("valid.json", "crop.json", "fused.ply", "aud_mel.npy", "bs.npy"):
+        (root / name).unlink(missing_ok=True)
     for path in (root / "parsing").glob("*.png"):  # ours reads the same through OpenCV; this is their three-channel file
         cv2.imwrite(str(path), cv2.imread(str(path)))
     frames = len(list((root / "ori_imgs").glob("*.jpg")))
