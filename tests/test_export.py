@@ -54,7 +54,7 @@ def test_a_cloud_is_written_as_the_ecosystems_document_it(tmp_path, degree, thre
         np.testing.assert_array_equal(v[f"f_dc_{channel}"], s.sh.detach()[:, 0, channel])
         for k in range(rest // 3):
             np.testing.assert_array_equal(v[f"f_rest_{channel * rest // 3 + k}"], s.sh.detach()[:, 1 + k, channel])
-    w, x, y, z = (np.stack([v[f"rot_{i}"] for i in range(4)]) / np.linalg.norm([v[f"rot_{i}"] for i in range(4)], axis=0))
+    w, x, y, z = np.stack([v[f"rot_{i}"] for i in range(4)]) / np.linalg.norm([v[f"rot_{i}"] for i in range(4)], axis=0)
     normal = np.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)])  # third column of the rotation
     np.testing.assert_allclose(np.stack([v["nx"], v["ny"], v["nz"]]), normal, atol=1e-5)
     if three:

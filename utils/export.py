@@ -42,4 +42,3 @@ def write_surfels(path: Path, surfels: Surfels, three_scales: bool = False) -> N
     comments = [] if three_scales else [TAG]
     with atomic_path(path) as temporary:
         PlyData([PlyElement.describe(vertices, "vertex")], byte_order="<", comments=comments).write(temporary)
-
