@@ -74,10 +74,9 @@ def _av_offset(text: str) -> str | int:
 
 
 def data_folder(video: Path) -> DatasetFolder:
-    """data/<name>/ of a video that lies in it, else data/<stem>/; both under the current folder."""
-    data = Path("data")
-    inside = video.resolve().parent.parent in (data.resolve(), ROOT / "data")
-    return DatasetFolder(video.parent if inside else data / video.stem)
+    """The folder of a video that lies in any data/<name>/, else data/<stem>/ under the current folder."""
+    inside = video.resolve().parent.parent.name == "data"
+    return DatasetFolder(video.parent if inside else Path("data") / video.stem)
 
 
 def chosen_stages(options: argparse.Namespace) -> list[Stage]:

@@ -32,7 +32,7 @@ def program(*command) -> str:
 def demo(tmp_path_factory):
     """A 6-second clip at 128 pixels, made, processed, trained for a minute, its held-out frames and a new speech rendered."""
     root = tmp_path_factory.mktemp("the demo")
-    data, model = root / "data", root / "model"
+    data, model = root / "data" / "demo", root / "model"  # a video in data/<name>/ is processed where it lies
     program("data_utils/make_demo.py", "--out", data, "--seconds", 6, "--size", 128)
     program("data_utils/process.py", data / "demo.mp4", "--size", 128)
     program("train.py", "-s", data, "--model_path", model, *SMALL)
@@ -44,21 +44,12 @@ def demo(tmp_path_factory):
 
 def test_a_speech_that_was_never_heard_becomes_a_video_with_exactly_its_sound(demo):
     data, model = demo
-    (video,) = (model / "custom").rglob("*_renders.mp4")
+    (video,) = (model / "custom").rglob("*_speech_*_renders.mp4")
     speech, sound = load_audio(data / "speech.wav"), load_audio(video)
     assert sum(1 for _ in read_frames(video)) == len(speech) // 640
     n = min(len(speech), len(sound))
     assert abs(len(speech) - len(sound)) < 2048
     assert np.corrcoef(speech[:n], sound[:n])[0, 1] > 0.98
-
-
-def test_the_mouth_of_the_rendered_speech_moves(demo):
-    _, model = demo
-    (video,) = (model / "custom").rglob("*_renders.mp4")
-    frames = np.stack(list(read_frames(video))).astype(float)
-    change = np.abs(np.diff(frames, axis=0)).mean((0, 3))
-    mouth, forehead = change[60:100, 45:83].mean(), change[20:45, 45:83].mean()
-    assert mouth > 1.2 * forehead
 
 
 def test_the_data_set_is_read_by_a_reader_of_the_lineage(demo):
@@ -78,10 +69,11 @@ def test_the_data_set_is_read_by_a_reader_of_the_lineage(demo):
     assert np.corrcoef(blinks, truth["blink"][:150])[0, 1] > 0.8
 
 
-def test_held_out_frames_look_like_the_filmed_ones(demo):
+def test_held_out_frames_look_like_the_filmed_ones_and_their_lips_move_with_them(demo):
     _, model = demo
     (result,) = read_json(model / "results.json").values()
-    assert result["PSNR_head"] > 20 and result["PSNR"] > 22 and result["FacesFound"] > 0.9
+    assert result["PSNR_head"] > 24 and result["PSNR"] > 28 and result["FacesFound"] > 0.9
+    assert result["LipCorrelation"] > 0.4 and abs(result["LipLag"]) <= 1
 
 
 def test_running_the_commands_again_does_no_work_twice(demo):

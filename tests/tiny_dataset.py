@@ -65,6 +65,7 @@ def write_tiny_dataset(root: Path, frames: int = 22, encoder: str = "mel") -> Da
     write_npy(folder.audio_features(encoder), features)
     write_npy(folder.blendshapes, rng.uniform(0, 0.2, (frames, 52)).astype(np.float32))
     save_wav(folder.audio, rng.normal(0, 0.1, frames * SAMPLES_PER_FRAME))
+    write_json(folder.crop, {"source_width": SIDE, "source_height": SIDE, "x": 0, "y": 0, "side": SIDE, "size": SIDE})
     valid = [i for i in range(frames) if i != 3]
     write_json(folder.valid, {"valid": valid, "dropped": {"3": "no face"}})
     write_mesh(folder.fused, face, np.tile(np.float32([0, 0, 1]), (400, 1)), np.tile(np.float32([0.8, 0.6, 0.5]), (400, 1)))
