@@ -62,8 +62,8 @@ def main() -> None:
             trainer.step(batch)
             synchronise(trainer.device)
             times.append(1000 * (time.monotonic() - start))
-        count = len(trainer.head.gaussians)
-        print(f"{name:7} {len(times):6d} steps of {data.batch_size:3d} {statistics.median(times):8.1f} ms, {count} surfels", flush=True)
+        step, count = statistics.median(times), len(trainer.head.gaussians)
+        print(f"{name:7} {len(times):6d} steps of {data.batch_size:3d} {step:8.1f} ms, {count} surfels", flush=True)
     seconds = time.monotonic() - begin
     trainer.head.save(trainer.scene.model_path)
     if trainer.device.type == "cuda":
