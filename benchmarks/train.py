@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -42,7 +43,7 @@ def held_out(trainer: train.Trainer) -> tuple[float, float]:
             drawn = render_batch(head, reader.conditions([i]).to(device), reader.width, reader.height)
             backdrop, truth = (from_bytes(torch.from_numpy(x)[None].to(device)) for x in (reader.backdrop(i), reader.image(i)))
             picture = composite(drawn.rgb, drawn.alpha, backdrop, 0.0).clamp(0, 1)
-            mask = torch.isin(torch.from_numpy(reader.parsing(i)), torch.tensor(HEAD_CLASSES))[None, None].float().to(device)
+            mask = torch.from_numpy(np.isin(reader.parsing(i), HEAD_CLASSES))[None, None].float().to(device)
             full.append(float(psnr(picture, truth)))
             of_head.append(float(psnr(picture, truth, mask)))
     return statistics.mean(full), statistics.mean(of_head)
