@@ -20,6 +20,22 @@
 
 namespace SURFEL_NAMESPACE {
 
+// From a (4, 4) world-to-camera matrix and a (3, 3) pinhole matrix, row-major; K may be null where only the place matters.
+template <class T> SURFEL_FN Camera<T> load_camera(const T* view, const T* K) {
+  Camera<T> cam;
+  for (int i = 0; i < 3; i++) {
+    for (int k = 0; k < 3; k++) cam.rotation[3 * i + k] = view[4 * i + k];
+    cam.translation[i] = view[4 * i + 3];
+  }
+  if (K) {
+    cam.fx = K[0];
+    cam.cx = K[2];
+    cam.fy = K[4];
+    cam.cy = K[5];
+  }
+  return cam;
+}
+
 template <class T> SURFEL_FN T smaller(T a, T b) { return b < a ? b : a; }
 template <class T> SURFEL_FN T larger(T a, T b) { return a < b ? b : a; }
 template <class T> SURFEL_FN T absolute(T a) { return a < T(0) ? -a : a; }

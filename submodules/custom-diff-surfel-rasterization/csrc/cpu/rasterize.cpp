@@ -76,21 +76,6 @@ template <class T> const T* at(const void* base, int64_t stride, int64_t b) {
 }
 template <class T> T* at(void* base, int64_t stride, int64_t b) { return base ? static_cast<T*>(base) + stride * b : nullptr; }
 
-template <class T> Camera<T> camera_of(const T* view, const T* K) {
-  Camera<T> cam;
-  for (int i = 0; i < 3; i++) {
-    for (int k = 0; k < 3; k++) cam.rotation[3 * i + k] = view[4 * i + k];
-    cam.translation[i] = view[4 * i + 3];
-  }
-  if (K) {
-    cam.fx = K[0];
-    cam.cx = K[2];
-    cam.fy = K[4];
-    cam.cy = K[5];
-  }
-  return cam;
-}
-
 template <class T> struct ImageInputs {
   const T *means, *quats, *scales, *opacities, *features;
   ImageInputs(const Call& c, int64_t b)
@@ -112,7 +97,7 @@ int worthwhile(int64_t threads, int64_t tasks) { return (int)std::max<int64_t>(1
 template <class T> void prepare(const Call& c, int64_t b, const Kernels<T>& kernels, Image<T>& image, int32_t* radii) {
   const ImageInputs<T> in(c, b);
   const int64_t N = c.surfels;
-  image.camera = camera_of(at<T>(c.viewmats, c.s_viewmats, b), at<T>(c.Ks, c.s_Ks, b));
+  image.camera = load_camera(at<T>(c.viewmats, c.s_viewmats, b), at<T>(c.Ks, c.s_Ks, b));
   image.columns = int((c.width + kTile - 1) / kTile);
   image.rows = int((c.height + kTile - 1) / kTile);
   const int tiles = image.columns * image.rows, chunk_count = int((N + kChunk - 1) / kChunk);
@@ -318,7 +303,7 @@ template <class T> void backward(const Call& c) {
 template <class T> void sh_forward(const ShCall& c) {
   for (int64_t b = 0; b < c.batch; b++) {
     T eye[3];
-    camera_position(camera_of<T>(at<T>(c.viewmats, c.s_viewmats, b), nullptr), eye);
+    camera_position(load_camera<T>(at<T>(c.viewmats, c.s_viewmats, b), nullptr), eye);
     const T *means = at<T>(c.means, c.s_means, b), *sh = at<T>(c.sh, c.s_sh, b);
     T* const out = at<T>(c.colours, 3 * c.surfels, b);
 #pragma omp parallel for schedule(static) num_threads(worthwhile(c.threads, c.surfels / 1024))
@@ -330,7 +315,7 @@ template <class T> void sh_forward(const ShCall& c) {
 template <class T> void sh_backward(const ShCall& c) {
   for (int64_t b = 0; b < c.batch; b++) {
     T eye[3];
-    camera_position(camera_of<T>(at<T>(c.viewmats, c.s_viewmats, b), nullptr), eye);
+    camera_position(load_camera<T>(at<T>(c.viewmats, c.s_viewmats, b), nullptr), eye);
     const T *means = at<T>(c.means, c.s_means, b), *sh = at<T>(c.sh, c.s_sh, b), *g = at<T>(c.g_colours, 3 * c.surfels, b);
     T *const d_means = at<T>(c.d_means, c.s_means, b), *const d_sh = at<T>(c.d_sh, c.s_sh, b);
 #pragma omp parallel for schedule(static) num_threads(worthwhile(c.threads, c.surfels / 1024))

@@ -128,21 +128,6 @@ template <class T> Job<T> make_job(const CudaCall& c) {
   return j;
 }
 
-template <class T> SURFEL_FN Camera<T> load_camera(const T* view, const T* K) {
-  Camera<T> cam;
-  for (int i = 0; i < 3; i++) {
-    for (int k = 0; k < 3; k++) cam.rotation[3 * i + k] = view[4 * i + k];
-    cam.translation[i] = view[4 * i + 3];
-  }
-  if (K) {
-    cam.fx = K[0];
-    cam.cx = K[2];
-    cam.fy = K[4];
-    cam.cy = K[5];
-  }
-  return cam;
-}
-
 template <class T> SURFEL_FN Camera<T> camera_of(const Job<T>& j, int b) {
   return load_camera(j.viewmats + j.s_viewmats * b, j.Ks + j.s_Ks * b);
 }
