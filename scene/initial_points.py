@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from scipy.ndimage import distance_transform_edt
 
+from scene.cameras import intrinsics
 from scene.gaussian_model import PointCloud
 from scene.landmark_face import landmark_face
 from scene.talking_dataset_readers import TalkingDatasetReader
@@ -79,7 +80,7 @@ def _from_pixels(reader, face_points, i, classes, count, rng) -> PointCloud:
 
 
 def _k(reader: TalkingDatasetReader) -> torch.Tensor:
-    return reader.conditions([reader.ids[0]]).intrinsics[0]
+    return intrinsics(reader.focal, reader.cx, reader.cy)
 
 
 def _covered(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

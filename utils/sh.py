@@ -8,8 +8,3 @@ C0 = 0.28209479177387814
 def rgb_to_sh(rgb: Tensor) -> Tensor:
     """Colour in [0, 1] -> f_dc."""
     return (rgb - 0.5) / C0
-
-
-def sh_to_rgb(dc: Tensor) -> Tensor:
-    """f_dc -> colour."""
-    return dc * C0 + 0.5
