@@ -19,7 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import arguments
 from gaussian_renderer import Rendering, render_surfels
-from scene import Scene, TalkingHead
+from scene import Scene, TalkingHead, embedding_width
 from scene.dataset import Batch, TrainingSet
 from scene.gaussian_model import GaussianModel
 from scene.initial_points import read_face
@@ -35,19 +35,20 @@ from utils.progress import progress
 SURFEL_RATES = {
     "xyz": ("xyz_lr", 1.0, 0.01), "features_dc": ("feature_lr", 1.0, 1.0), "features_rest": ("feature_lr", 0.05, 1.0),
     "opacity": ("opacity_lr", 1.0, 1.0), "scaling": ("scaling_lr", 1.0, 1.0), "rotation": ("rotation_lr", 1.0, 1.0),
+    "embedding": ("embedding_lr", 1.0, 0.1),
 }  # fmt: skip
 
 
 def create_optimizer(head: TalkingHead, config: argparse.Namespace) -> torch.optim.Adam:
     """One Adam over everything; each group knows its first learning rate and how far it falls within a stage."""
-    planes = list(head.deformation.tri_plane.parameters())
+    planes = [] if head.deformation.tri_plane is None else list(head.deformation.tri_plane.parameters())
     known = {id(p) for p in planes}
     networks = [p for p in head.deformation.parameters() if id(p) not in known]
     groups = [
         {"params": [head.gaussians.values[name]], "initial": getattr(config, rate) * factor, "final": final}
-        for name, (rate, factor, final) in SURFEL_RATES.items()
+        for name, (rate, factor, final) in SURFEL_RATES.items() if name in head.gaussians.values
     ]
-    groups.append({"params": planes, "initial": config.plane_lr, "final": 0.1})
+    groups += [{"params": planes, "initial": config.plane_lr, "final": 0.1}] * bool(planes)
     groups.append({"params": networks, "initial": config.network_lr, "final": 0.1})
     return torch.optim.Adam(groups, lr=0.0, eps=1e-15)
 
@@ -91,7 +92,8 @@ class Trainer:
         if changed:
             raise UserError(f"{self.scene.model_path} was trained with another {', '.join(changed)}; "
                             "choose a new --model_path, or delete that folder to start again")  # fmt: skip
-        self.head = TalkingHead(self.config, GaussianModel(self.config.sh_degree, len(state["head"]["gaussians.gradient"])))
+        count = len(state["head"]["gaussians.gradient"])
+        self.head = TalkingHead(self.config, GaussianModel(self.config.sh_degree, count, embedding_width(self.config)))
         self.head.load_state_dict(state["head"])
         self.head.to(self.device)
         self.optimizer = create_optimizer(self.head, self.config)

@@ -15,6 +15,9 @@ from pathlib import Path
 from utils.errors import UserError
 from utils.files import write_bytes
 
+TOKENS = ("audio", "expression", "camera", "frame", "null")
+DEFORMABLE = ("xyz", "scaling", "rotation", "opacity", "sh")
+
 
 def option(default, text: str, **extra):
     """A setting with its default and its line of --help."""
@@ -53,6 +56,7 @@ class OptimizationParams:
     batch_size: int = option(16, "frames a fine iteration; the coarse stage uses a quarter")
     xyz_lr: float = option(1.6e-4, "surfel positions, dm; falls to 1/100 within each stage")
     plane_lr: float = option(1.6e-3, "tri-plane; falls to 1/10")
+    embedding_lr: float = option(2.5e-3, "embeddings of the surfels; falls to 1/10")
     network_lr: float = option(5e-4, "attention, heads and token encoders; falls to 1/10")
     feature_lr: float = option(2.5e-3, "colour (higher SH degrees a twentieth of it)")
     opacity_lr: float = option(0.05, "opacity logits")
@@ -78,10 +82,13 @@ class OptimizationParams:
 class ModelHiddenParams:
     """The network."""
 
+    surfel_features: str = option("plane", "what the network knows of a surfel: the tri-plane where it is, its own learned "
+                                  "embedding, or their sum", choices=("plane", "embedding", "both"))  # fmt: skip
+    deform: tuple[str, ...] = option(DEFORMABLE, "attributes that the conditions change", choices=DEFORMABLE)
     plane_resolution: int = option(64, "cells a side of the coarsest plane")
     plane_multires: tuple[int, ...] = option((1, 2), "resolutions, as multiples of the coarsest")
     plane_channels: int = option(32, "channels a plane and resolution; the model width is channels x resolutions")
-    tokens: tuple[str, ...] = option(("audio", "expression", "camera", "frame"), "what surfels attend to; null also exists")
+    tokens: tuple[str, ...] = option(TOKENS[:4], "what surfels attend to", choices=TOKENS)
     heads: int = option(2, "attention heads")
     layers: int = option(1, "attention layers")
     ffn_hidden: int = option(128, "hidden width of an attention layer")
@@ -110,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             if isinstance(f.default, bool):
                 kwargs["action"] = argparse.BooleanOptionalAction
             elif isinstance(f.default, tuple):
-                kwargs |= {"nargs": "+", "type": _literal}
+                kwargs |= {"nargs": "+", "type": _literal, "choices": f.metadata.get("choices")}
             else:
                 kwargs |= {"type": type(f.default), "choices": f.metadata.get("choices")}
             group.add_argument(*names, **kwargs)
@@ -141,12 +148,16 @@ def read_config_file(path: str | Path) -> dict:
 
 
 def merge(command_line: argparse.Namespace) -> argparse.Namespace:
-    """defaults < --configs < command line."""
+    """defaults < --configs < command line. Raises UserError if a value is none of a setting's choices."""
     given = dict(vars(command_line))
     configs = given.pop("configs", None)
     values = {f.name: f.default for group in GROUPS for f in dataclasses.fields(group)}
     values |= read_config_file(configs) if configs else {}
     values |= given
+    for f in (f for group in GROUPS for f in dataclasses.fields(group) if f.metadata.get("choices")):
+        chosen = values[f.name] if isinstance(f.default, tuple) else (values[f.name],)
+        if not chosen or not set(chosen) <= set(f.metadata["choices"]):
+            raise UserError(f"{f.name} = {values[f.name]!r} is not understood; choose from {', '.join(f.metadata['choices'])}")
     return argparse.Namespace(**values)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from arguments import read_cfg_args, write_cfg_args
 from scene.cameras import camera_json
 from scene.condition import Conditions
-from scene.deformation import Deformation, Surfels
+from scene.deformation import Deformation, Surfels, feature_width
 from scene.gaussian_model import GaussianModel
 from scene.inference import FrozenDeformation
 from scene.initial_points import initial_points
@@ -27,6 +27,11 @@ from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.errors import UserError
 from utils.files import atomic_path, write_json
 from utils.ply import write_mesh
+
+
+def embedding_width(config: argparse.Namespace) -> int:
+    """Width of the vector each surfel carries; 0 where the tri-plane alone describes it."""
+    return 0 if config.surfel_features == "plane" else feature_width(config)
 
 
 class TalkingHead(nn.Module):
@@ -55,7 +60,7 @@ class TalkingHead(nn.Module):
 
     @torch.no_grad()
     def bake(self) -> None:
-        """End of the coarse stage: write what the tri-plane decodes into the surfels."""
+        """End of the coarse stage: write what the decoder reads from the features into the surfels."""
         surfels = self.canonical()
         values = self.gaussians.values
         values["opacity"].copy_(surfels.opacity)
@@ -72,7 +77,10 @@ class TalkingHead(nn.Module):
         """Write point_cloud/iteration_N/{point_cloud.ply, deformation.safetensors}."""
         folder = Path(model_path) / "point_cloud" / f"iteration_{self.iteration}"
         self.gaussians.save_ply(folder / "point_cloud.ply")
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.deformation.state_dict().items()}
+        weights = dict(self.deformation.state_dict())
+        if "embedding" in self.gaussians.values:
+            weights["embedding"] = self.gaussians.values["embedding"]
+        weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
         with atomic_path(folder / "deformation.safetensors") as temporary:
             safetensors.torch.save_file(weights, temporary)
 
@@ -98,8 +106,10 @@ class Scene:
             keep = torch.randperm(len(cloud.points), generator=torch.Generator().manual_seed(self.config.seed))
             for name in ("points", "normals", "colours"):
                 setattr(cloud, name, getattr(cloud, name)[keep[: self.config.max_points]])
-        head = TalkingHead(self.config, GaussianModel.from_points(cloud, self.config.sh_degree))
-        head.deformation.tri_plane.set_box(cloud.points)
+        surfels = GaussianModel.from_points(cloud, self.config.sh_degree, embedding_width(self.config))
+        head = TalkingHead(self.config, surfels)
+        if head.deformation.tri_plane is not None:
+            head.deformation.tri_plane.set_box(cloud.points)
         head.deformation.conditions.fit(self.reader.conditions(self.reader.splits["train"]))
         r = self.reader
         write_mesh(self.model_path / "input.ply", cloud.points.numpy(), cloud.normals.numpy(), cloud.colours.numpy())
@@ -132,11 +142,14 @@ def load_avatar(model_path: Path | str, iteration: int | None = None, device: to
         raise UserError(f"{model_path} holds no {wanted}; {have}")
     iteration = found[-1] if iteration is None else iteration
     folder = Path(model_path) / "point_cloud" / f"iteration_{iteration}"
-    head = TalkingHead(config, GaussianModel.load_ply(folder / "point_cloud.ply"))
+    head = TalkingHead(config, GaussianModel.load_ply(folder / "point_cloud.ply", embedding_width(config)))
     path = folder / "deformation.safetensors"
     try:
-        head.deformation.load_state_dict(safetensors.torch.load_file(path))
-    except (SafetensorError, RuntimeError, struct.error) as error:
+        weights = safetensors.torch.load_file(path)
+        if embedding_width(config):
+            head.gaussians.load_state_dict({"values.embedding": weights.pop("embedding")}, strict=False)
+        head.deformation.load_state_dict(weights)
+    except (SafetensorError, RuntimeError, KeyError, struct.error) as error:
         raise UserError(f"{path} is damaged or of another version ({str(error).splitlines()[0]}); "
                         "train again or choose another --iteration") from None  # fmt: skip
     head.iteration = iteration

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 AUDIO_WINDOW = 8  # rows i-4 .. i+3 of the audio features describe frame i
-TOKEN_NAMES = ("audio", "expression", "camera", "frame", "null")
 
 
 @dataclasses.dataclass

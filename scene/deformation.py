@@ -1,4 +1,4 @@
-"""From driving signals to surfels: tri-plane features, attention over the tokens, five heads of residuals (lineage.md 3.2-3.5)."""
+"""From driving signals to surfels: surfel features, attention over the tokens, heads of residuals (lineage.md 3.2-3.5)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,24 @@ from scene.tri_plane import TriPlane
 MOTION = 0.1  # dm a unit of the position head: lips move by tenths of a decimetre, logits and log scales by units
 
 
+def feature_width(config) -> int:
+    """Width of a surfel's features, its embedding and the whole network."""
+    return config.plane_channels * len(config.plane_multires)
+
+
 @dataclasses.dataclass
 class Surfels:
-    """Surfel attributes before activation: (N, ...) canonical, (B, N, ...) deformed. Scale is log, opacity a logit."""
+    """Surfel attributes before activation: (N, ...) canonical, (B, N, ...) deformed. Scale is log, opacity a logit.
+
+    Of deformed surfels an attribute that no frame changes is (1, N, ...).
+    """
 
     xyz: Tensor  # (..., N, 3) dm
     scaling: Tensor  # (..., N, 2)
     rotation: Tensor  # (..., N, 4) quaternion w x y z, any length
     opacity: Tensor  # (..., N, 1)
     sh: Tensor  # (..., N, K, 3)
+    embedding: Tensor | None = None  # (N, width) learned with the surfel, canonical only
     attention: Tensor | None = None  # (B, N, T) weight of each token, sums to 1
 
 
@@ -53,21 +62,22 @@ class ResidualHeads(nn.Module):
 
 
 class Deformation(nn.Module):
-    """Residuals of every surfel attribute from the conditions of a frame."""
+    """Residuals of the surfel attributes that deform, from the conditions of a frame; the others stay canonical."""
 
     def __init__(self, config, audio_features: int):
         """`config` carries ModelHiddenParams and sh_degree (arguments/__init__.py)."""
         super().__init__()
         colour = 3 * (config.sh_degree + 1) ** 2
-        self.tri_plane = TriPlane(config.plane_channels, config.plane_resolution, tuple(config.plane_multires))
-        width = self.tri_plane.width
+        width = feature_width(config)
+        self.tri_plane = None
+        if config.surfel_features != "embedding":
+            self.tri_plane = TriPlane(config.plane_channels, config.plane_resolution, tuple(config.plane_multires))
         self.conditions = ConditionEncoder(tuple(config.tokens), audio_features, width, config.condition_noise)
         self.attention = nn.ModuleList(
             TokenAttention(width, config.heads, config.ffn_hidden, config.dropout) for _ in range(config.layers)
         )
-        self.heads = ResidualHeads(
-            width, config.net_width, {"xyz": 3, "scaling": 2, "rotation": 4, "opacity": 1, "sh": colour}
-        )
+        sizes = {"xyz": 3, "scaling": 2, "rotation": 4, "opacity": 1, "sh": colour}
+        self.heads = ResidualHeads(width, config.net_width, {name: size for name, size in sizes.items() if name in config.deform})
         # the static stage trains the planes through this decoder; its result is then written into the surfels
         self.decoder = ResidualHeads(width, config.net_width, {"opacity": 1, "sh": colour})
 
@@ -75,9 +85,16 @@ class Deformation(nn.Module):
     def token_names(self) -> tuple[str, ...]:
         return tuple(self.conditions.tokens)
 
+    def features(self, surfels: Surfels) -> Tensor:
+        """(N, width) what the network knows of each surfel: the tri-plane where it is, its own embedding, or their sum."""
+        if self.tri_plane is None:
+            return surfels.embedding
+        planes = self.tri_plane(surfels.xyz)
+        return planes if surfels.embedding is None else planes + surfels.embedding
+
     def canonical(self, surfels: Surfels) -> Surfels:
-        """Coarse stage: opacity and colour as stored plus what the tri-plane decodes at each surfel."""
-        residual = self.decoder(self.tri_plane(surfels.xyz.detach()))
+        """Coarse stage: opacity and colour as stored plus what the decoder reads from its features."""
+        residual = self.decoder(self.features(dataclasses.replace(surfels, xyz=surfels.xyz.detach())))
         return dataclasses.replace(
             surfels,
             opacity=surfels.opacity + residual["opacity"],
@@ -86,18 +103,17 @@ class Deformation(nn.Module):
 
     def forward(self, surfels: Surfels, conditions: Conditions) -> Surfels:
         """Deform canonical surfels for B frames (rendering runs the same network faster: inference.py)."""
-        x = self.tri_plane(surfels.xyz)
+        x = self.features(surfels)
         tokens = self.conditions(conditions)
         maps = []
         for layer in self.attention:
             x, attention = layer(x, tokens)
             maps.append(attention)
+        base = {"xyz": surfels.xyz, "scaling": surfels.scaling, "rotation": nn.functional.normalize(surfels.rotation, dim=-1),
+                "opacity": surfels.opacity, "sh": surfels.sh}  # fmt: skip
         residual = self.heads(x)
-        return Surfels(
-            xyz=surfels.xyz + MOTION * residual["xyz"],
-            scaling=surfels.scaling + residual["scaling"],
-            rotation=nn.functional.normalize(surfels.rotation, dim=-1) + residual["rotation"],
-            opacity=surfels.opacity + residual["opacity"],
-            sh=surfels.sh + residual["sh"].unflatten(-1, surfels.sh.shape[-2:]),
-            attention=torch.stack(maps).mean(0),
-        )
+        for name, value in residual.items():
+            value = value.unflatten(-1, surfels.sh.shape[-2:]) if name == "sh" else value
+            base[name] = base[name] + (MOTION * value if name == "xyz" else value)
+        base |= {name: value[None] for name, value in base.items() if name not in residual}
+        return Surfels(**base, attention=torch.stack(maps).mean(0))

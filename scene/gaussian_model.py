@@ -17,7 +17,7 @@ from utils.export import write_surfels
 from utils.pose import quaternion_of_normal, quaternion_to_matrix
 from utils.sh import rgb_to_sh
 
-ATTRIBUTES = ("xyz", "features_dc", "features_rest", "opacity", "scaling", "rotation")
+EMBEDDING_PERIOD = 1.0  # dm: embeddings start as waves about this long over the head, alike for neighbours
 LARGEST_SCALE = 0.35  # dm: larger surfels are pruned (a head is about 2 dm wide)
 SPLIT_SCALE = 0.02  # dm: surfels larger than this split, smaller ones are cloned
 
@@ -32,16 +32,18 @@ class PointCloud:
 
 
 class GaussianModel(nn.Module):
-    """N surfels in the canonical (head) frame, before activation: opacity logit, log scale, unnormalised quaternion."""
+    """N surfels in the canonical (head) frame, before activation: opacity logit, log scale, unnormalised quaternion.
 
-    def __init__(self, sh_degree: int, count: int = 0):
+    With `embedding` > 0 each also carries a learned vector of that width for the deformation (EmbedTalk, anchors.md B.1).
+    """
+
+    def __init__(self, sh_degree: int, count: int = 0, embedding: int = 0):
         super().__init__()
         self.sh_degree = sh_degree
         rest = (sh_degree + 1) ** 2 - 1
-        shapes = ((3,), (1, 3), (rest, 3), (1,), (2,), (4,))
-        self.values = nn.ParameterDict(
-            {name: nn.Parameter(torch.zeros(count, *shape)) for name, shape in zip(ATTRIBUTES, shapes, strict=True)}
-        )
+        shapes = {"xyz": (3,), "features_dc": (1, 3), "features_rest": (rest, 3), "opacity": (1,), "scaling": (2,),
+                  "rotation": (4,)} | ({"embedding": (embedding,)} if embedding else {})  # fmt: skip
+        self.values = nn.ParameterDict({name: nn.Parameter(torch.zeros(count, *shape)) for name, shape in shapes.items()})
         self.register_buffer("gradient", torch.zeros(count))  # summed screen gradient since the last growth
         self.register_buffer("seen", torch.zeros(count))  # frames in which the surfel was on screen
 
@@ -51,12 +53,14 @@ class GaussianModel(nn.Module):
     @property
     def surfels(self) -> Surfels:
         v = self.values
-        return Surfels(v["xyz"], v["scaling"], v["rotation"], v["opacity"], torch.cat([v["features_dc"], v["features_rest"]], 1))
+        sh = torch.cat([v["features_dc"], v["features_rest"]], 1)
+        embedding = v["embedding"] if "embedding" in v else None
+        return Surfels(v["xyz"], v["scaling"], v["rotation"], v["opacity"], sh, embedding)
 
     @classmethod
-    def from_points(cls, cloud: PointCloud, sh_degree: int) -> GaussianModel:
+    def from_points(cls, cloud: PointCloud, sh_degree: int, embedding: int = 0) -> GaussianModel:
         """One surfel a point, facing along its normal, as large as the distance to its neighbours."""
-        model = cls(sh_degree, len(cloud.points))
+        model = cls(sh_degree, len(cloud.points), embedding)
         distance = distCUDA2(cloud.points.float()).clamp_min(1e-7).sqrt()
         with torch.no_grad():
             model.values["xyz"].copy_(cloud.points)
@@ -64,6 +68,9 @@ class GaussianModel(nn.Module):
             model.values["opacity"].fill_(float(torch.logit(torch.tensor(0.5))))
             model.values["scaling"].copy_(distance.clamp_max(LARGEST_SCALE / 2).log()[:, None].expand(-1, 2))
             model.values["rotation"].copy_(quaternion_of_normal(cloud.normals))
+            if embedding:
+                waves = torch.randn(3, embedding) * (2 * torch.pi / EMBEDDING_PERIOD)
+                model.values["embedding"].copy_(0.5 * (cloud.points @ waves + 2 * torch.pi * torch.rand(embedding)).sin())
         return model
 
     # -- growing and pruning -------------------------------------------------------------------------------------
@@ -108,8 +115,7 @@ class GaussianModel(nn.Module):
 
     def _replace(self, optimizer: torch.optim.Optimizer, keep: Tensor, extra: dict[str, Tensor]) -> None:
         """Keep the surfels of the mask and append `extra`, in the parameters and in the optimizer's moments alike."""
-        for name in ATTRIBUTES:
-            old = self.values[name]
+        for name, old in list(self.values.items()):
             new = nn.Parameter(torch.cat([old.detach()[keep], extra[name]]))
             state = optimizer.state.pop(old, None)
             for group in optimizer.param_groups:
@@ -129,8 +135,11 @@ class GaussianModel(nn.Module):
         write_surfels(path, self.surfels)
 
     @classmethod
-    def load_ply(cls, path: Path) -> GaussianModel:
-        """Read what `save_ply` wrote. Raises UserError naming the file if it is absent, truncated or something else."""
+    def load_ply(cls, path: Path, embedding: int = 0) -> GaussianModel:
+        """Read what `save_ply` wrote; embeddings, which no .ply carries, are zero.
+
+        Raises UserError naming the file if it is absent, truncated or something else.
+        """
         try:
             vertices = PlyData.read(path)["vertex"].data
             rest = sorted((n for n in vertices.dtype.names if n.startswith("f_rest_")), key=lambda n: int(n[7:]))
@@ -138,7 +147,7 @@ class GaussianModel(nn.Module):
             def columns(names):
                 return torch.from_numpy(np.stack([vertices[n].astype(np.float32) for n in names], 1))
 
-            model = cls(round((len(rest) / 3 + 1) ** 0.5) - 1, len(vertices))
+            model = cls(round((len(rest) / 3 + 1) ** 0.5) - 1, len(vertices), embedding)
             loaded = {
                 "xyz": columns("xyz"),
                 "features_dc": columns([f"f_dc_{i}" for i in range(3)])[:, None],

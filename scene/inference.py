@@ -1,6 +1,6 @@
 """The deformation for rendering: the same numbers as deformation.py (to float rounding), several times as fast on a CPU.
 
-Whatever no frame changes is worked out once: tri-plane features, attention queries, and the surfels' own attributes, to which
+Whatever no frame changes is worked out once: surfel features, attention queries, and the surfels' own attributes, to which
 the last layer adds directly (its bias and the unit of motion folded in). The rest runs in pieces of surfels small enough that
 everything between two layers stays in the processor's cache; on a GPU there is one piece.
 """
@@ -24,23 +24,23 @@ class FrozenDeformation:
 
     def __init__(self, deformation: Deformation, surfels: Surfels):
         self.deformation = deformation
-        self.features = deformation.tri_plane(surfels.xyz)
+        self.features = deformation.features(surfels)
         count, self.sh_shape = len(surfels.xyz), surfels.sh.shape[-2:]
         rotation = F.normalize(surfels.rotation, dim=-1)
-        columns = {"xyz": surfels.xyz, "scaling": surfels.scaling, "rotation": rotation, "opacity": surfels.opacity,
-                   "sh": surfels.sh.reshape(count, -1)}  # fmt: skip
+        self.still = {"xyz": surfels.xyz, "scaling": surfels.scaling, "rotation": rotation, "opacity": surfels.opacity,
+                      "sh": surfels.sh.reshape(count, -1)}  # fmt: skip
         layers = deformation.heads.last
         scales = [MOTION if name == "xyz" else 1.0 for name in layers]
         self.sizes = [layer.out_features for layer in layers.values()]
         self.names = list(layers)
         self.last = torch.block_diag(*(scale * layer.weight for scale, layer in zip(scales, layers.values(), strict=True))).T
         bias = torch.cat([scale * layer.bias for scale, layer in zip(scales, layers.values(), strict=True)])
-        self.base = torch.cat([columns[name] for name in self.names], 1) + bias  # (N, attributes)
+        self.base = torch.cat([self.still.pop(name) for name in self.names], 1) + bias  # (N, deformed attributes)
         first = deformation.attention[0]
         self.query = first.query(self.features) / math.sqrt(first.query.out_features // first.heads)
 
     def __call__(self, conditions: Conditions) -> Surfels:
-        """Surfels of B frames, (B, N, ...) each, with the attention of every surfel to the tokens (B, N, T)."""
+        """Surfels of B frames, (B, N, ...), or (1, N, ...) of what no frame changes, and the attention of each to the tokens."""
         tokens = self.deformation.conditions(conditions)
         batch, kinds, _ = tokens.shape
         count = len(self.base)
@@ -51,7 +51,8 @@ class FrozenDeformation:
         for start in range(0, count, step):
             piece = slice(start, start + step)
             self._piece(piece, keys, out[:, piece], attention[:, :, piece])
-        values = dict(zip(self.names, out.split(self.sizes, -1), strict=True))
+        values = {name: value[None] for name, value in self.still.items()}
+        values |= zip(self.names, out.split(self.sizes, -1), strict=True)
         values["sh"] = values["sh"].unflatten(-1, self.sh_shape)
         return Surfels(**values, attention=attention.transpose(1, 2))
 

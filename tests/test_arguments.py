@@ -51,3 +51,10 @@ def test_cfg_args_with_code_in_it_is_refused(tmp_path):
     (tmp_path / "cfg_args").write_text("Namespace(source_path=__import__('os').getcwd())")
     with pytest.raises(UserError, match="cfg_args"):
         arguments.read_cfg_args(tmp_path)
+
+
+def test_a_value_that_is_no_choice_is_refused_from_a_config_file_too(tmp_path):
+    (tmp_path / "c.py").write_text('deform = ("xyz", "colour")\n')
+    with pytest.raises(UserError, match="colour.*choose from xyz"):
+        parse("--configs", str(tmp_path / "c.py"))
+    assert parse("--deform", "xyz", "opacity").deform in (("xyz", "opacity"), ["xyz", "opacity"])

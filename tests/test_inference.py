@@ -8,34 +8,37 @@ from test_model import cloud, conditions
 
 import arguments
 import scene.inference
-from scene import TalkingHead
+from scene import TalkingHead, embedding_width
 from scene.gaussian_model import GaussianModel
 
 NAMES = ("xyz", "scaling", "rotation", "opacity", "sh", "attention")
 
 
-def head(layers=1, degree=1, count=203):
+def head(layers=1, degree=1, count=203, **settings):
     """A head whose every layer does something; `count` is no multiple of a piece."""
-    small = {"plane_resolution": 8, "plane_channels": 8, "net_width": 16, "ffn_hidden": 24}
+    small = {"plane_resolution": 8, "plane_channels": 8, "net_width": 16, "ffn_hidden": 24} | settings
     config = arguments.merge(argparse.Namespace(sh_degree=degree, layers=layers, **small))
     config.audio_features = 12
     torch.manual_seed(1)
-    made = TalkingHead(config, GaussianModel.from_points(cloud(count), degree))
+    made = TalkingHead(config, GaussianModel.from_points(cloud(count), degree, embedding_width(config)))
     for parameter in made.deformation.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return made
 
 
-@pytest.mark.parametrize("layers, degree", [(1, 0), (2, 1)])
-def test_the_frozen_head_deforms_as_the_trained_one_does(monkeypatch, layers, degree):
-    made, driving = head(layers, degree), conditions(batch=3)
+@pytest.mark.parametrize(
+    "layers, degree, settings",
+    [(1, 0, {}), (2, 1, {"surfel_features": "embedding"}), (1, 1, {"surfel_features": "both", "deform": ("xyz", "opacity")})],
+)
+def test_the_frozen_head_deforms_as_the_trained_one_does(monkeypatch, layers, degree, settings):
+    made, driving = head(layers, degree, **settings), conditions(batch=3)
     monkeypatch.setattr(scene.inference, "ROWS", 150)  # 50 surfels a piece and a rest
     with torch.no_grad():
         expected = made.eval()(driving)  # in training, noise on the conditions
         frozen = made.freeze()(driving)
     for name in NAMES:
         a, b = getattr(frozen, name), getattr(expected, name)
-        assert a.shape == b.shape, name
+        assert a.shape == b.shape and len(a) == (3 if name in settings.get("deform", NAMES) or name == "attention" else 1), name
         torch.testing.assert_close(a, b, atol=3e-5, rtol=1e-4, msg=name)
     assert expected.xyz.std(0).max() > 1e-3  # the frames do differ
 

@@ -69,6 +69,26 @@ def test_a_run_resumed_from_a_checkpoint_ends_with_the_same_weights_bit_for_bit(
     same_weights(tmp_path / "whole", tmp_path / "again")
 
 
+@pytest.mark.parametrize("features, deform", [("embedding", ["xyz", "opacity"]), ("both", ["scaling", "rotation", "sh"])])
+def test_embeddings_grow_with_the_surfels_and_survive_resume_and_the_model_folder(dataset, tmp_path, features, deform):
+    options = ["--surfel_features", features, "--deform", *deform]
+    run(dataset, tmp_path / "m", *options)
+    trained = latest_checkpoint(tmp_path / "m")
+    state = load_checkpoint(trained)["head"]
+    head = load_avatar(tmp_path / "m")
+    assert head.gaussians.values["embedding"].shape == (len(head.gaussians), 16) and len(head.gaussians) > 500
+    assert torch.equal(head.gaussians.values["embedding"], state["gaussians.values.embedding"])
+    assert (head.deformation.tri_plane is None) == (features == "embedding")
+    drawn = head(TalkingDatasetReader(dataset).conditions([0, 5]))
+    for name in ("xyz", "scaling", "rotation", "opacity", "sh"):
+        value = getattr(drawn, name)
+        assert bool((value[0] != value[-1]).any()) == (name in deform), name
+    trained.unlink()
+    run(dataset, tmp_path / "m", *options)
+    for name, value in load_checkpoint(trained)["head"].items():
+        assert torch.equal(value, state[name]), name
+
+
 def test_killing_training_at_any_moment_loses_nothing_but_time(dataset, tmp_path):
     command = [sys.executable, "train.py", "-s", str(dataset), "--model_path", str(tmp_path / "killed"), *SMALL]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
