@@ -12,6 +12,7 @@ video, through bounded queues, so that memory does not grow with the length.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import functools
 import os
@@ -25,9 +26,10 @@ import torch
 
 from arguments import read_cfg_args
 from gaussian_renderer import render_batch
-from gaussian_renderer.compositing import from_bytes, to_bytes
+from gaussian_renderer.compositing import from_bytes, map_bytes, to_bytes
 from gaussian_renderer.outputs import Clip, Outputs
 from gaussian_renderer.paste import PASTES, Backdrops, put_on
+from gaussian_renderer.transfer import DeviceBackdrops, Download
 from scene import TalkingHead, load_avatar
 from scene.condition import AUDIO_WINDOW, Conditions
 from scene.talking_dataset_readers import TalkingDatasetReader
@@ -125,28 +127,42 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
     Returns False if Ctrl-C ended it early (what was drawn is kept), True otherwise.
     """
 
+    behind = DeviceBackdrops(backdrops, device)
+
     def load(start: int):
         ids = clip.pose_ids[start : start + batch]
         truth = np.stack([reader.image(i) for i in ids]) if clip.truth else None
-        return batch_conditions(reader, clip, start, ids), torch.from_numpy(backdrops.batch(ids)), truth
+        return batch_conditions(reader, clip, start, ids), ids, behind.decode(ids), truth
 
     done, background = 0, backdrops.background
     background = None if background is None else from_bytes(torch.from_numpy(background)[None]).to(device)
-    batches = prefetch(load, range(0, len(clip.pose_ids), batch))
+    threads = min(8, max(2, (os.cpu_count() or 2) // 2))
+    batches = prefetch(load, range(0, len(clip.pose_ids), batch), threads, threads + 2)
     bar = progress(label=f"render {clip.split}", total=len(clip.pose_ids))
+    drawn: collections.deque[tuple[Download, np.ndarray | None]] = collections.deque()  # on their way to the host
+
+    def hand_out(left: int) -> None:
+        nonlocal done
+        while len(drawn) > left:
+            download, truth = drawn[0]
+            frames, weights = download.arrays()
+            outputs.put(frames, weights, truth)
+            drawn.popleft()  # only now: Ctrl-C may come while the encoders are waited for
+            done += len(frames)
+            bar.update(len(frames))
+
     with outputs, contextlib.closing(batches), bar, torch.inference_mode():
         try:
-            for conditions, behind, truth in batches:
+            for conditions, ids, decoded, truth in batches:
                 rendering = draw(conditions.to(device))
-                behind = from_bytes(behind.to(device))
-                frames = put_on(rendering.rgb, rendering.alpha, behind, feather, backdrops.place, background)
+                backdrop = from_bytes(behind.batch(ids, decoded))
+                frames = put_on(rendering.rgb, rendering.alpha, backdrop, feather, backdrops.place, background)
                 weights = rendering.attention
-                if weights is not None:
-                    weights = weights.mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).cpu().numpy()
-                outputs.put(to_bytes(frames).cpu().numpy(), weights, truth)
-                done += len(behind)
-                bar.update(len(behind))
+                drawn.append((Download(to_bytes(frames), None if weights is None else map_bytes(weights)), truth))
+                hand_out(1)
+            hand_out(0)
         except KeyboardInterrupt:
+            hand_out(0)
             if done == 0:
                 raise
             outputs.end_early()

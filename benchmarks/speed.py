@@ -33,6 +33,7 @@ from gaussian_renderer import render_batch, render_surfels
 from gaussian_renderer.compositing import from_bytes, to_bytes
 from gaussian_renderer.outputs import Clip, Outputs
 from gaussian_renderer.paste import Backdrops, put_on
+from gaussian_renderer.transfer import Download
 from render import render_clip
 from scene import TalkingHead, load_avatar
 from scene.cameras import intrinsics
@@ -150,7 +151,7 @@ def measure(head: TalkingHead, reader, device: torch.device, batch: int, frames:
         row["raster"] = timer(lambda: render_surfels(surfels, conditions, *size))
         row["raster + 4 attention maps"] = timer(lambda: render_surfels(surfels, conditions, *size, attention=True))
         row["composite, to host"] = timer(
-            lambda: to_bytes(put_on(drawn.rgb, drawn.alpha, behind, 0.0, backdrops.place)).cpu().numpy()
+            lambda: Download(to_bytes(put_on(drawn.rgb, drawn.alpha, behind, 0.0, backdrops.place))).arrays()
         )
         both = {attention: timer(lambda a=attention: render_batch(head, conditions, *size, attention=a))
                 for attention in (False, True)}  # fmt: skip
@@ -188,14 +189,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the random head's picture (%(default)s)")
     parser.add_argument("--configs", help="settings file of the random head's network (arguments/fast.py)")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], help="frames drawn at once (%(default)s)")
-    parser.add_argument("--frames", type=int, default=200, help="frames of the end-to-end runs (%(default)s)")
+    parser.add_argument("--frames", type=int, help="frames of the end-to-end runs (2000 on a GPU, 200 on a CPU)")
     parser.add_argument("--repeats", type=int, default=9, help="calls a median is taken of (%(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: its own choice)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     args = parser.parse_args(argv)
-    if min(*args.batch, args.frames, args.repeats, args.surfels, args.threads or 1) < 1 or args.size < 16 or args.size % 2:
+    counts = (*args.batch, args.repeats, args.surfels, *(x for x in (args.frames, args.threads) if x is not None))
+    if min(counts) < 1 or args.size < 16 or args.size % 2:
         raise UserError("--batch, --frames, --repeats, --surfels and --threads must be at least 1, --size even and at least 16")
     device = choose_device(args.device)
+    frames = args.frames or (2000 if device.type == "cuda" else 200)
     keep_freed_memory()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -208,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         machine = f"{name}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
         print(f"{args.model_path or 'random head'}: {len(head.gaussians)} surfels, {reader.width}x{reader.height}; {machine}")
-        columns = {batch: measure(head, reader, device, batch, args.frames, args.repeats, Path(folder)) for batch in args.batch}
+        columns = {batch: measure(head, reader, device, batch, frames, args.repeats, Path(folder)) for batch in args.batch}
     print(table(columns))
     if args.model_path:
         write_json(args.model_path / "speed.json", {

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from plyfile import PlyData, PlyParseError
-from simple_knn import distCUDA2
 from torch import Tensor, nn
 
 from scene.deformation import Surfels
@@ -60,6 +59,8 @@ class GaussianModel(nn.Module):
     @classmethod
     def from_points(cls, cloud: PointCloud, sh_degree: int, embedding: int = 0) -> GaussianModel:
         """One surfel a point, facing along its normal, as large as the distance to its neighbours."""
+        from simple_knn import distCUDA2  # brings SciPy, slow to import: --help answers without
+
         model = cls(sh_degree, len(cloud.points), embedding)
         distance = distCUDA2(cloud.points.float()).clamp_min(1e-7).sqrt()
         with torch.no_grad():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
 
 from scene.cameras import intrinsics
 from scene.gaussian_model import PointCloud
@@ -52,6 +51,8 @@ def initial_points(reader: TalkingDatasetReader, part: str, seeds: int, seed: in
 
 
 def _from_pixels(reader, face_points, i, classes, count, rng) -> PointCloud:
+    from scipy.ndimage import distance_transform_edt  # slow to import: --help answers without
+
     inside = np.isin(reader.parsing(i), classes)
     view = reader.views[i]
     face_camera = face_points @ view[:3, :3].T + view[:3, 3]  # OpenCV axes: z grows away from the camera

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.spatial import Delaunay
 
 from scene.gaussian_model import PointCloud
 from scene.talking_dataset_readers import TalkingDatasetReader
@@ -37,6 +36,8 @@ def triangulate(reader: TalkingDatasetReader) -> np.ndarray:
 
 def landmark_face(reader: TalkingDatasetReader) -> PointCloud:
     """Points spread over the triangles between the landmarks, with the colours of a frame in the middle of the clip."""
+    from scipy.spatial import Delaunay  # slow to import: --help answers without
+
     corners = triangulate(reader)
     triangles = corners[Delaunay(corners[:, :2]).simplices]  # (T, 3, 3)
     cross = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
 import numpy as np
-import soundfile
 
 from utils.constants import SAMPLE_RATE
 from utils.errors import UserError
@@ -147,4 +147,6 @@ def _decode(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
 def save_wav(path: Path, samples: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
     """Write (S,) or (S, C) float samples as 16-bit PCM WAV, atomically."""
     with atomic_path(path) as temporary:
-        soundfile.write(temporary, np.clip(samples, -1.0, 1.0), sample_rate, subtype="PCM_16")
+        with wave.open(str(temporary), "wb") as file:
+            file.setparams((samples.shape[1] if samples.ndim == 2 else 1, 2, sample_rate, 0, "NONE", ""))
+            file.writeframes(np.rint(np.clip(samples, -1.0, 1.0) * 32767).astype("<i2").tobytes())

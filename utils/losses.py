@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from gaussian_renderer import Rendering, depth_to_normal
@@ -38,6 +37,8 @@ class AttentionRegions:
     """
 
     def __init__(self, face_points: np.ndarray, reach: float = 0.15):
+        from scipy.spatial import cKDTree  # slow to import: --help answers without
+
         self.tree, self.reach = cKDTree(face_points), reach
         self.nose_tip = float(face_points[face_points[:, 2].argmax(), 1])
         self._of: tuple[int, Tensor, Tensor] | None = None

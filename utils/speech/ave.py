@@ -12,7 +12,6 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-import librosa
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -72,6 +71,8 @@ def load_network(path: Path) -> nn.Sequential:
 
 @functools.cache
 def _filters() -> tuple[np.ndarray, np.ndarray]:
+    import librosa  # slow to import, and needed only where speech is encoded
+
     window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
     bands = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=WINDOW, n_mels=BANDS, fmin=LOWEST, fmax=HIGHEST)
     return window, bands.T.astype(np.float32)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 
-import librosa
 import numpy as np
 
 from utils.constants import SAMPLE_RATE
@@ -26,6 +25,8 @@ _BLOCK = 3000  # frames at once: half a minute
 
 @functools.cache
 def _filters() -> tuple[np.ndarray, np.ndarray]:
+    import librosa  # slow to import, and needed only where speech is encoded
+
     window = np.hanning(WINDOW + 1)[:-1].astype(np.float32)
     return window, librosa.filters.mel(sr=SAMPLE_RATE, n_fft=WINDOW, n_mels=BANDS).T.astype(np.float32)
 
