@@ -27,8 +27,9 @@ from utils.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from utils.device import choose_device, keep_freed_memory
 from utils.errors import UserError, command_line
 from utils.image_metrics import psnr
-from utils.losses import AttentionRegions, image_losses
+from utils.losses import image_losses
 from utils.perceptual import PerceptualLoss
+from utils.priors import AttentionRegions, Neighbours, surfel_losses
 from utils.progress import progress
 
 # parameter -> (setting that holds its learning rate, factor, final / initial rate within a stage)
@@ -72,7 +73,7 @@ class Trainer:
         self.fine_data = TrainingSet(self.scene.reader, train_ids, config.part, config.batch_size, config.seed + 1)
         self.perceptual = PerceptualLoss("alex").to(self.device) if config.lambda_perceptual else None
         face = read_face(self.scene.reader)
-        self.regions = AttentionRegions(face.points.numpy())
+        self.regions, self.neighbours = AttentionRegions(face.points.numpy()), Neighbours()
         self.aux = ("depth", "normal") * bool(config.lambda_normal) + ("distortion",) * bool(config.lambda_distortion)
         checkpoint = latest_checkpoint(self.scene.model_path)
         torch.manual_seed(config.seed)
@@ -111,6 +112,7 @@ class Trainer:
     def losses(self, batch: Batch, drawn: Rendering) -> dict[str, torch.Tensor]:
         generator = torch.Generator().manual_seed(self.config.seed + self.iteration)
         terms = image_losses(self.config, drawn, batch, self.perceptual, generator)
+        terms |= surfel_losses(self.config, self.head.gaussians.surfels, drawn.surfels, self.neighbours)
         attention = drawn.surfels.attention
         if attention is not None and self.config.lambda_attention:
             ramp = self.iteration / self.config.iterations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,36 +27,6 @@ def square_crops(images: Tensor, boxes: Tensor, size: int = 64) -> Tensor:
         x = torch.linspace(float(columns[0]) + 0.5, float(columns[-1]) + 0.5, size) / width * 2 - 1
         grids.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1))
     return torch.nn.functional.grid_sample(images, torch.stack(grids).to(images), align_corners=False)
-
-
-class AttentionRegions:
-    """Which surfels belong to the lower face and to the face at all, from the canonical face mesh.
-
-    Lower is below the tip of the nose (SyncTalk's split, lineage.md 4.5); a surfel within 0.15 dm of the mesh is face.
-    """
-
-    def __init__(self, face_points: np.ndarray, reach: float = 0.15):
-        from scipy.spatial import cKDTree  # slow to import: --help answers without
-
-        self.tree, self.reach = cKDTree(face_points), reach
-        self.nose_tip = float(face_points[face_points[:, 2].argmax(), 1])
-        self._of: tuple[int, Tensor, Tensor] | None = None
-
-    def masks(self, xyz: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3) canonical positions -> (N,) bool face, (N,) bool lower face. Recomputed when N changes."""
-        if self._of is None or self._of[0] != len(xyz):
-            points = xyz.detach().cpu().numpy()
-            face = torch.from_numpy(self.tree.query(points, distance_upper_bound=self.reach)[0] < self.reach)
-            lower = face & torch.from_numpy(points[:, 1] < self.nose_tip)
-            self._of = (len(xyz), face.to(xyz.device), lower.to(xyz.device))
-        return self._of[1], self._of[2]
-
-    def loss(self, attention: Tensor, names: tuple[str, ...], xyz: Tensor) -> Tensor:
-        """(B, N, T) attention -> audio outside the lower face + expression inside it + frame on the face, each a mean."""
-        face, lower = self.masks(xyz)
-        unwanted = {"audio": ~lower, "expression": lower, "frame": face}
-        terms = [(attention[..., names.index(t)] * region).mean() for t, region in unwanted.items() if t in names]
-        return sum(terms, torch.zeros((), device=attention.device))
 
 
 def image_losses(config, drawn: Rendering, batch: Batch, perceptual, generator: torch.Generator) -> dict[str, Tensor]:
