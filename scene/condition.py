@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from utils.distributed import batch_noise
+
 AUDIO_WINDOW = 8  # rows i-4 .. i+3 of the audio features describe frame i
 
 
@@ -46,7 +48,7 @@ class Standardise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = ((x - self.mean) / self.deviation).clamp(-4.0, 4.0)
-        return x + self.noise * torch.randn_like(x) if self.training and self.noise else x
+        return x + self.noise * batch_noise(x) if self.training and self.noise else x
 
 
 def mlp(*widths: int) -> nn.Sequential:

@@ -1,11 +1,10 @@
-"""Training batches: decoded in a background thread, uint8, in an order that depends on nothing but seed and iteration."""
+"""The frames a head learns from, as bytes on the device that trains; where they do not fit they are decoded ahead of time."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
+import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,20 +14,23 @@ from scene.condition import Conditions
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.constants import PART_CLASSES
 from utils.errors import UserError
+from utils.pipeline import prefetch
+from utils.progress import progress
 
-PREFETCH = 3  # batches decoded ahead
 LIPS, RIGHT_EYE, LEFT_EYE = slice(48, 60), slice(36, 42), slice(42, 48)  # landmarks: outer lips, the two eyes
+PART = 128  # bit of the class byte that says: this pixel is modelled
 
 
 @dataclasses.dataclass
 class Batch:
     """B frames cut to the training window."""
 
-    ids: list[int]
+    rows: Tensor  # (B,) of the training set
     image: Tensor  # (B, 3, h, w) uint8
+    classes: Tensor  # (B, 1, h, w) uint8 CelebAMask classes
     mask: Tensor  # (B, 1, h, w) bool: the part that is modelled
-    lips: Tensor  # (B, 1, h, w) bool: a square around the lips
-    eyes: Tensor  # (B, 1, h, w) bool: a square around each eye
+    lips: Tensor  # (B, 1, 4) square around the lips: left, top, right, bottom in pixels, right and bottom outside; empty if unseen
+    eyes: Tensor  # (B, 2, 4) squares around the eyes
     conditions: Conditions  # intrinsics are those of the window
 
 
@@ -46,12 +48,34 @@ class Window:
 
 
 class TrainingSet:
-    """Frames of one split, with the classes of `part` as the foreground."""
+    """Frames of one split, with the classes of `part` as the foreground.
 
-    def __init__(self, reader: TalkingDatasetReader, ids: list[int], part: str, batch_size: int, seed: int):
-        self.reader, self.ids, self.batch_size, self.seed = reader, ids, min(batch_size, len(ids)), seed
+    Boxes and driving signals lie on `device`. So do the pictures after `hold`; without it, `fed` brings those of one batch at
+    a time. `batch` is the same either way, and waits for nothing.
+    """
+
+    def __init__(self, reader: TalkingDatasetReader, ids: list[int], part: str, device: torch.device | str = "cpu",
+                 window: Window | None = None):  # fmt: skip
+        self.reader, self.ids, self.device = reader, ids, torch.device(device)
         self.is_part = np.isin(np.arange(256), PART_CLASSES[part])
-        self.window = self._window()
+        self.window = w = window or self._window()
+        self.pixels: Tensor | None = None  # (F, 4, h, w) uint8: RGB and class, all frames
+        self._batch: Tensor | None = None  # (B, 4, h, w) uint8: the frames at hand
+        landmarks = [reader.landmarks(i) - (w.x, w.y) for i in ids]
+        self.lips = torch.tensor([[_square(p[LIPS], w)] for p in landmarks], device=self.device)
+        self.eyes = torch.tensor([[_square(p[RIGHT_EYE], w), _square(p[LEFT_EYE], w)] for p in landmarks], device=self.device)
+        self.conditions = reader.conditions(ids).to(self.device)
+        self.conditions.intrinsics = self.conditions.intrinsics - torch.tensor(
+            [[0.0, 0.0, w.x], [0.0, 0.0, w.y], [0.0, 0.0, 0.0]], device=self.device
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that `hold` takes."""
+        return 4 * self.window.width * self.window.height * len(self)
 
     def _window(self, margin: float = 0.05) -> Window:
         """Bounding box of the part over a sample of frames, with a margin, on multiples of the rasterizer's tile."""
@@ -68,51 +92,61 @@ class TrainingSet:
         return Window(int(x0), int(y0), int(min(-(-(x1 - x0) // 16) * 16, r.width - x0)),
                       int(min(-(-(y1 - y0) // 16) * 16, r.height - y0)))  # fmt: skip
 
-    def load(self, ids: list[int]) -> Batch:
-        """Decode the frames `ids`."""
+    def decode(self, row: int) -> np.ndarray:
+        """(4, h, w) uint8 of one frame: RGB and class, the bit PART set where it is modelled."""
+        i = self.ids[row]
+        classes = self.window.cut(self.reader.parsing(i))
+        classes = classes | (PART * self.is_part[classes]).astype(np.uint8)
+        return np.concatenate([self.window.cut(self.reader.image(i)).transpose(2, 0, 1), classes[None]])
+
+    def hold(self) -> TrainingSet:
+        """Read every picture once, on all cores, and keep them on the device."""
         w = self.window
-        images, masks = [], []
-        lips, eyes = (np.zeros((len(ids), 1, w.height, w.width), bool) for _ in range(2))
-        for row, i in enumerate(ids):
-            images.append(w.cut(self.reader.image(i)).transpose(2, 0, 1))
-            masks.append(self.is_part[w.cut(self.reader.parsing(i))][None])
-            landmarks = self.reader.landmarks(i) - (w.x, w.y)
-            _mark_square(lips[row, 0], landmarks[LIPS])
-            _mark_square(eyes[row, 0], landmarks[RIGHT_EYE])
-            _mark_square(eyes[row, 0], landmarks[LEFT_EYE])
-        conditions = self.reader.conditions(ids)
-        conditions.intrinsics = conditions.intrinsics.clone()
-        conditions.intrinsics[:, 0, 2] -= w.x
-        conditions.intrinsics[:, 1, 2] -= w.y
-        image, mask = torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(masks))
-        return Batch(ids, image, mask, torch.from_numpy(lips), torch.from_numpy(eyes), conditions)
+        self.pixels = torch.empty(len(self), 4, w.height, w.width, dtype=torch.uint8, device=self.device)
+        decoded = prefetch(self.decode, range(len(self)), threads=os.cpu_count() or 2, ahead=64)
+        for row, frame in enumerate(progress(decoded, label="reading frames", total=len(self))):
+            self.pixels[row] = torch.from_numpy(frame)
+        return self
 
-    def batch_ids(self, iteration: int) -> list[int]:
-        """Frame ids of an iteration (from 0): shuffled epochs laid end to end, a function of seed and iteration alone."""
-        first = iteration * self.batch_size
-        epochs: dict[int, np.ndarray] = {}
-        chosen = []
-        for k in range(first, first + self.batch_size):
-            epoch, position = divmod(k, len(self.ids))
-            if epoch not in epochs:
-                epochs[epoch] = np.random.default_rng((self.seed, epoch)).permutation(len(self.ids))
-            chosen.append(self.ids[epochs[epoch][position]])
-        return chosen
+    def fed(self, order: Tensor, first: int, start: int, end: int) -> Iterator[int]:
+        """Yield the iterations start .. end-1, each when `batch` has its frames; row k - first of `order` (n, B) names them."""
+        if self.pixels is not None:
+            yield from range(start, end)
+            return
+        w, size, rows = self.window, order.shape[1], order.tolist()
+        self._batch = torch.empty(size, 4, w.height, w.width, dtype=torch.uint8, device=self.device)
+        pinned = self.device.type == "cuda"
 
-    def batches(self, start: int, end: int) -> Iterator[Batch]:
-        """Batches of the iterations start .. end-1, decoded ahead of time."""
-        with ThreadPoolExecutor(1) as pool:
-            queue = deque(pool.submit(self.load, self.batch_ids(k)) for k in range(start, min(start + PREFETCH, end)))
-            for k in range(start, end):
-                batch = queue.popleft().result()
-                if k + PREFETCH < end:
-                    queue.append(pool.submit(self.load, self.batch_ids(k + PREFETCH)))
-                yield batch
+        def decode(k: int) -> Tensor:
+            frames = torch.from_numpy(np.stack([self.decode(row) for row in rows[k - first]]))
+            return frames.pin_memory() if pinned else frames
+
+        threads = max(1, (os.cpu_count() or 2) - 1)
+        for k, frames in zip(range(start, end), prefetch(decode, range(start, end), threads, ahead=threads + 2), strict=True):
+            self._batch.copy_(frames, non_blocking=True)
+            yield k
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The frames `rows` (B,), a tensor on the device."""
+        pixels = self._batch if self.pixels is None else self.pixels.index_select(0, rows)
+        last = pixels[:, 3:]
+        conditions = {f.name: getattr(self.conditions, f.name).index_select(0, rows) for f in dataclasses.fields(Conditions)}
+        lips, eyes = (boxes.index_select(0, rows) for boxes in (self.lips, self.eyes))
+        return Batch(rows, pixels[:, :3], last & (PART - 1), last >= PART, lips, eyes, Conditions(**conditions))
 
 
-def _mark_square(mask: np.ndarray, points: np.ndarray) -> None:
-    """Set the square around (K, 2) landmarks, a fifth larger than they are wide, in an (H, W) mask."""
+def frame_order(frames: int, batch_size: int, first: int, end: int, seed: int) -> Tensor:
+    """(end - first, B) rows of the frames drawn in each iteration: shuffled epochs laid end to end, a function of the seed."""
+    begin, stop = first * batch_size, end * batch_size
+    epochs = range(begin // frames, -(-stop // frames))
+    rows = np.concatenate([np.random.default_rng((seed, epoch)).permutation(frames) for epoch in epochs] or [np.zeros(0, int)])
+    offset = begin - epochs.start * frames
+    return torch.from_numpy(rows[offset : offset + stop - begin].reshape(-1, batch_size))
+
+
+def _square(points: np.ndarray, window: Window) -> list[int]:
+    """Left, top, right, bottom of the square around (K, 2) landmarks, a fifth larger than they are wide, within the window."""
     centre, half = points.mean(0), np.ptp(points, 0).max() * 0.6
-    low = np.clip(centre - half, 0, None).astype(int)
-    high = np.clip(centre + half + 1, 0, None).astype(int)
-    mask[low[1] : high[1], low[0] : high[0]] = True
+    most = (window.width, window.height)
+    low, high = (np.clip(corner, 0, most).astype(int) for corner in (centre - half, centre + half + 1))
+    return [*low.tolist(), *high.tolist()]

@@ -10,40 +10,48 @@ from scene.dataset import Batch
 from utils.image_metrics import ssim
 
 
-def masked_l1(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-    """Mean absolute difference of (B, C, H, W) pictures under a (B, 1, H, W) weight."""
-    return ((x - y).abs() * weight).sum() / (weight.sum() * x.shape[1]).clamp_min(1.0)
+def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
+    """(B, 1, height, width) bool: inside any of the boxes (B, K, 4) left, top, right, bottom."""
+    left, top, right, bottom = boxes[..., None].unbind(2)
+    x, y = (torch.arange(size, device=boxes.device) for size in (width, height))
+    columns, rows = (x >= left) & (x < right), (y >= top) & (y < bottom)  # (B, K, w), (B, K, h)
+    return (rows[..., None] & columns[..., None, :]).any(1, keepdim=True)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the batch of each frame's mean of (B, 1, H, W) values under a mask; a frame without any counts 0."""
+    return ((values * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1.0)).mean()
 
 
 def square_crops(images: Tensor, boxes: Tensor, size: int = 64) -> Tensor:
-    """Bilinear crops (B, C, size, size) of (B, C, H, W) where the (B, 1, H, W) mask `boxes` is set (one rectangle each)."""
+    """Bilinear crops (B, C, size, size) of (B, C, H, W) at boxes (B, 1, 4); where one is empty, of the whole picture."""
     height, width = images.shape[-2:]
-    grids = []
-    for box in boxes[:, 0]:
-        rows, columns = box.any(1).nonzero()[:, 0], box.any(0).nonzero()[:, 0]
-        if len(rows) == 0:  # the lips lie outside the window: the whole picture stands in
-            rows, columns = torch.tensor([0, height - 1]), torch.tensor([0, width - 1])
-        y = torch.linspace(float(rows[0]) + 0.5, float(rows[-1]) + 0.5, size) / height * 2 - 1
-        x = torch.linspace(float(columns[0]) + 0.5, float(columns[-1]) + 0.5, size) / width * 2 - 1
-        grids.append(torch.stack(torch.meshgrid(x, y, indexing="xy"), -1))
-    return torch.nn.functional.grid_sample(images, torch.stack(grids).to(images), align_corners=False)
+    whole = torch.tensor([0, 0, width, height]).to(boxes)
+    box = boxes[:, 0]
+    left, top, right, bottom = torch.where((box[:, 2:] > box[:, :2]).all(1, keepdim=True), box, whole).float()[..., None].unbind(1)
+    t = torch.linspace(0.0, 1.0, size, device=images.device)
+    x = ((left + 0.5) * (1 - t) + (right - 0.5) * t) / width * 2 - 1  # (B, size)
+    y = ((top + 0.5) * (1 - t) + (bottom - 0.5) * t) / height * 2 - 1
+    grid = torch.stack([x[:, None].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], -1)
+    return torch.nn.functional.grid_sample(images, grid, align_corners=False)
 
 
-def image_losses(config, drawn: Rendering, batch: Batch, perceptual, generator: torch.Generator) -> dict[str, Tensor]:
+def image_losses(config, drawn: Rendering, batch: Batch, plain: Tensor, perceptual) -> dict[str, Tensor]:
     """Weighted terms that compare a drawn batch with its frames; their sum is minimised.
 
-    Both are put on the same random colour, new each time, so that alpha cannot hide behind any background.
+    Both are put on `plain` (B, 3, 1, 1), a random colour, new each time, so that alpha cannot hide behind any background.
+    Every term is a mean over frames, so that shares of a batch can be averaged. Nothing waits for the device.
     """
-    device = drawn.rgb.device
-    mask = batch.mask.to(device).float()
-    plain = torch.rand(len(batch.ids), 3, 1, 1, generator=generator).to(device)
+    mask = batch.mask.float()
     image = drawn.rgb + (1 - drawn.alpha) * plain
-    target = batch.image.to(device).float() / 255.0 * mask + plain * (1 - mask)
+    target = torch.lerp(plain, batch.image.float() / 255.0, mask)
+    error = (image - target).abs().mean(1, keepdim=True)
+    size = image.shape[-2:]
     terms = {
-        "l1": (1 - config.lambda_ssim) * (image - target).abs().mean(),
+        "l1": (1 - config.lambda_ssim) * error.mean(),
         "ssim": config.lambda_ssim * (1 - ssim(image, target)).mean(),
-        "lips": config.lambda_lips * masked_l1(image, target, batch.lips.to(device)),
-        "eyes": config.lambda_eyes * masked_l1(image, target, batch.eyes.to(device)),
+        "lips": config.lambda_lips * masked_mean(error, box_mask(batch.lips, *size)),
+        "eyes": config.lambda_eyes * masked_mean(error, box_mask(batch.eyes, *size)),
         "mask": config.lambda_mask * (drawn.alpha - mask).abs().mean(),
     }
     if perceptual is not None:
@@ -53,7 +61,7 @@ def image_losses(config, drawn: Rendering, batch: Batch, perceptual, generator: 
         terms["perceptual"] = config.lambda_perceptual * perceptual(*pair).mean()
     if config.lambda_normal:
         depth = drawn.maps.depth / drawn.alpha.clamp_min(1e-6)
-        agreement = (drawn.maps.normal * depth_to_normal(depth, batch.conditions.intrinsics.to(device))).sum(1, keepdim=True)
+        agreement = (drawn.maps.normal * depth_to_normal(depth, batch.conditions.intrinsics)).sum(1, keepdim=True)
         terms["normal"] = config.lambda_normal * ((drawn.alpha.detach() - agreement) * mask).mean()
     if config.lambda_distortion:
         terms["distortion"] = config.lambda_distortion * drawn.maps.distortion.mean()

@@ -1,0 +1,61 @@
+"""What every iteration of a stage draws and how fast it learns: tables on the device, worked out before the stage begins.
+
+A step reads its row by a counter that lives on the device too, so it needs nothing from the host; and since a row is a function
+of seed and iteration alone, a resumed run goes on exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scene.dataset import frame_order
+from utils.distributed import Team
+
+
+class Schedule:
+    """The iterations `first` .. `end` - 1 of a stage, on the device of `team`; of the batch only our share."""
+
+    def __init__(self, first: int, end: int, batch_size: int, frames: int, groups: list[dict], iterations: int, seed: int,
+                 team: Team):  # fmt: skip
+        """`groups` are the optimizer's: `initial` learning rate and `final`, the factor it falls to, log-linearly."""
+        self.first, self.end, self.groups = first, end, groups
+        steps = torch.arange(end - first, dtype=torch.float64) / max(end - first, 1)
+        rates = torch.stack([group["initial"] * group["final"] ** steps for group in groups], 1)
+        plain = torch.rand(end - first, batch_size, 3, 1, 1, generator=torch.Generator().manual_seed(seed))
+        self.order = team.share(frame_order(frames, batch_size, first, end, seed))  # (n, B) rows of the training set
+        on = {"device": team.device}
+        self._order, self._plain, self._rates = self.order.to(**on), team.share(plain).to(**on), rates.float().to(**on)
+        self._ramp = ((torch.arange(first, end) / iterations).float()).to(**on)
+        self.row = torch.zeros(1, dtype=torch.int64, **on)  # of the tables: iteration - first
+        self.rates = torch.zeros(len(groups), **on)  # the learning rates of the optimizer are views of this
+        for group, rate in zip(groups, self.rates.unbind(), strict=True):
+            group["lr"] = rate
+
+    def at(self, iteration: int) -> None:
+        """The next step is this iteration."""
+        self.row.fill_(iteration - self.first)
+
+    def advance(self) -> None:
+        self.row += 1
+
+    def set_rates(self) -> None:
+        self.rates.copy_(self._now(self._rates))
+
+    @property
+    def rows(self) -> Tensor:
+        """(B,) frames of this step."""
+        return self._now(self._order)
+
+    @property
+    def plain(self) -> Tensor:
+        """(B, 3, 1, 1) colour behind each frame, another one every time so that alpha cannot hide behind any."""
+        return self._now(self._plain)
+
+    @property
+    def ramp(self) -> Tensor:
+        """How far the training is, 0 to 1."""
+        return self._now(self._ramp)
+
+    def _now(self, table: Tensor) -> Tensor:
+        return table.index_select(0, self.row)[0]

@@ -1,0 +1,86 @@
+"""The processes that torchrun started, one a device: who this one is, and what they add up.
+
+    torchrun --nproc_per_node=2 train.py -s data/x
+
+Every process draws its share of the batch and steps on the mean of the gradients, so all hold the same head at any time; what
+one process alone would do with the whole batch comes out, to float rounding. Without torchrun there is one process and
+nothing here costs anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from utils.device import choose_device
+from utils.errors import UserError
+
+
+class Team:
+    """All processes of one training run."""
+
+    def __init__(self, device: str = "auto"):
+        """Join the others; the device is --device, and with several processes the GPU of our own number."""
+        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.size > 1 and device in ("auto", "cuda") and torch.cuda.is_available():
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        self.device = choose_device(device)
+        if self.size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    @property
+    def leader(self) -> bool:
+        """Whether this is the process that writes files and talks."""
+        return self.rank == 0
+
+    def check_batch(self, coarse: int, fine: int) -> None:
+        """Raises UserError if a batch cannot be shared out evenly."""
+        if coarse % self.size or fine % self.size:
+            raise UserError(f"{self.size} processes cannot share the {coarse} frames of a coarse step and the {fine} of a fine one "
+                            f"evenly; make --batch_size a multiple of {4 * self.size}")  # fmt: skip
+
+    def share(self, batch: Tensor) -> Tensor:
+        """Our rows of a tensor whose second dimension is the batch: (n, B, ...) -> (n, B / size, ...)."""
+        return batch.chunk(self.size, 1)[self.rank].contiguous() if self.size > 1 else batch
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace every tensor by its mean over the processes."""
+        if self.size > 1:
+            flat = torch.cat([t.detach().flatten() for t in tensors])
+            dist.all_reduce(flat)
+            flat /= self.size
+            for t, mean in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                t.detach().copy_(mean.view_as(t))
+
+    def gather(self, tensors: Sequence[Tensor]) -> None:
+        """Add up every tensor over the processes: the leader keeps the sum and the others nothing, so that it stays one."""
+        for t in tensors if self.size > 1 else ():
+            dist.all_reduce(t)
+            if not self.leader:
+                t.zero_()
+
+    def share_out(self, tensors: Sequence[Tensor]) -> None:
+        """Give every process what the leader has."""
+        for t in tensors if self.size > 1 else ():
+            dist.broadcast(t, 0)
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def leave(self) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+def batch_noise(x: Tensor) -> Tensor:
+    """Gaussian noise of the shape of x (B, ...): drawn for the whole batch of all processes, of which x is our share."""
+    if not dist.is_initialized():
+        return torch.randn_like(x)
+    whole = torch.randn(dist.get_world_size() * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
+    return whole[dist.get_rank() * len(x) :][: len(x)]
