@@ -12,77 +12,65 @@ defaults < --configs < command line (python train.py --help lists them).
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 import arguments
 from gaussian_renderer import Rendering, render_surfels
 from scene import Scene, TalkingHead, embedding_width
+from scene.condition import Conditions
 from scene.dataset import Batch, TrainingSet
 from scene.gaussian_model import GaussianModel
 from scene.initial_points import read_face
+from scene.schedule import Schedule
+from utils.captured import Captured, side_stream
 from utils.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from utils.device import choose_device, keep_freed_memory
+from utils.device import keep_freed_memory
+from utils.distributed import Team
 from utils.errors import UserError, command_line
 from utils.image_metrics import psnr
 from utils.losses import image_losses
+from utils.memory import one_sentence_when_full
+from utils.optimizer import create_optimizer
 from utils.perceptual import PerceptualLoss
 from utils.priors import AttentionRegions, Neighbours, surfel_losses
-from utils.progress import progress
+from utils.training_log import TrainingLog
+from utils.watch import Watch
 
-# parameter -> (setting that holds its learning rate, factor, final / initial rate within a stage)
-SURFEL_RATES = {
-    "xyz": ("xyz_lr", 1.0, 0.01), "features_dc": ("feature_lr", 1.0, 1.0), "features_rest": ("feature_lr", 0.05, 1.0),
-    "opacity": ("opacity_lr", 1.0, 1.0), "scaling": ("scaling_lr", 1.0, 1.0), "rotation": ("rotation_lr", 1.0, 1.0),
-    "embedding": ("embedding_lr", 1.0, 0.1),
-}  # fmt: skip
-
-
-def create_optimizer(head: TalkingHead, config: argparse.Namespace) -> torch.optim.Adam:
-    """One Adam over everything; each group knows its first learning rate and how far it falls within a stage."""
-    planes = [] if head.deformation.tri_plane is None else list(head.deformation.tri_plane.parameters())
-    known = {id(p) for p in planes}
-    networks = [p for p in head.deformation.parameters() if id(p) not in known]
-    groups = [
-        {"params": [head.gaussians.values[name]], "initial": getattr(config, rate) * factor, "final": final}
-        for name, (rate, factor, final) in SURFEL_RATES.items() if name in head.gaussians.values
-    ]
-    groups += [{"params": planes, "initial": config.plane_lr, "final": 0.1}] * bool(planes)
-    groups.append({"params": networks, "initial": config.network_lr, "final": 0.1})
-    return torch.optim.Adam(groups, lr=0.0, eps=1e-15)
-
-
-def set_learning_rates(optimizer: torch.optim.Optimizer, progress_in_stage: float) -> None:
-    """Log-linear decay from `initial` to `initial * final` over the stage (0 to 1)."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial"] * group["final"] ** progress_in_stage
+HELD_OUT = 4  # held-out frames drawn at every checkpoint
 
 
 class Trainer:
     """Everything a step needs. `iteration` counts finished steps over both stages."""
 
     def __init__(self, config: argparse.Namespace):
-        self.config = config
-        self.device = choose_device(config.device)
-        self.scene = Scene(config)
-        train_ids = self.scene.reader.splits["train"]
+        self.config, self.team = config, Team(config.device)
+        self.device = self.team.device
         # the static stage needs fewer frames a step: all of them show the same head
-        self.coarse_data = TrainingSet(self.scene.reader, train_ids, config.part, max(1, config.batch_size // 4), config.seed)
-        self.fine_data = TrainingSet(self.scene.reader, train_ids, config.part, config.batch_size, config.seed + 1)
+        self.batch_sizes = {"coarse": max(1, config.batch_size // 4), "fine": config.batch_size}
+        self.team.check_batch(*self.batch_sizes.values())
+        self.scene = Scene(config)
+        reader = self.scene.reader
+        few = reader.splits["val"][:: -(-len(reader.splits["val"]) // HELD_OUT) or 1]
+        self.data = TrainingSet(reader, reader.splits["train"], config.part, self.device)
+        self.held_out = TrainingSet(reader, few, config.part, self.device, self.data.window).hold() if few else None
         self.perceptual = PerceptualLoss("alex").to(self.device) if config.lambda_perceptual else None
-        face = read_face(self.scene.reader)
-        self.regions, self.neighbours = AttentionRegions(face.points.numpy()), Neighbours()
+        self.regions, self.neighbours = AttentionRegions(read_face(reader).points.numpy()), Neighbours()
         self.aux = ("depth", "normal") * bool(config.lambda_normal) + ("distortion",) * bool(config.lambda_distortion)
-        checkpoint = latest_checkpoint(self.scene.model_path)
+        self.captured = Captured(self.step, self.device)
+        self.generator = torch.cuda.default_generators[self.device.index] if self.device.type == "cuda" else torch.default_generator
         torch.manual_seed(config.seed)
+        checkpoint = latest_checkpoint(self.scene.model_path)
         if checkpoint is None:
-            self.head = self.scene.create_head().to(self.device)
+            self.head = self.scene.create_head(write=self.team.leader).to(self.device)
             self.optimizer = create_optimizer(self.head, config)
             self.iteration = 0
+            self.team.wait()  # nobody looks for a checkpoint after the first one was written
         else:
             self.resume(checkpoint)
+        self.data.hold()
 
     def resume(self, path: Path) -> None:
         """Continue exactly where the checkpoint was written; settings that shape the model must be the same."""
@@ -100,89 +88,151 @@ class Trainer:
         self.optimizer = create_optimizer(self.head, self.config)
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = self.head.iteration = state["iteration"]
-        arguments.write_cfg_args(self.scene.model_path, self.config)
+        self.team.wait()
+        if self.team.leader:
+            arguments.write_cfg_args(self.scene.model_path, self.config)
+        else:
+            self.head.gaussians.gradient.zero_()  # the leader has the sums of all
+            self.head.gaussians.seen.zero_()
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage, or go on within it."""
+        c = self.config
+        first, end = {"coarse": (0, c.coarse_iterations), "fine": (c.coarse_iterations, c.iterations)}[stage]
+        if stage == "fine" and self.iteration == first:
+            self.head.bake()
+            self.optimizer = create_optimizer(self.head, c)
+        self.stage = stage
+        self.schedule = Schedule(c, first, end, self.batch_sizes[stage], len(self.data), self.optimizer, self.team)
+        self.schedule.at(self.iteration)
+        self.watch: Watch | None = None
+        self.captured.forget()
 
     # -- one step ------------------------------------------------------------------------------------------------
 
-    def draw(self, batch: Batch, coarse: bool) -> Rendering:
-        conditions = batch.conditions.to(self.device)
-        surfels = self.head.canonical() if coarse else self.head(conditions)
-        return render_surfels(surfels, conditions, batch.image.shape[-1], batch.image.shape[-2], aux=self.aux)
+    def draw(self, conditions: Conditions, attention: bool = False) -> Rendering:
+        surfels = self.head.canonical() if self.stage == "coarse" else self.head(conditions)
+        w = self.data.window
+        return render_surfels(surfels, conditions, w.width, w.height, attention and surfels.attention is not None, self.aux)
 
     def losses(self, batch: Batch, drawn: Rendering) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(self.config.seed + self.iteration)
-        terms = image_losses(self.config, drawn, batch, self.perceptual, generator)
+        terms = image_losses(self.config, drawn, batch, self.schedule.plain, self.perceptual)
         terms |= surfel_losses(self.config, self.head.gaussians.surfels, drawn.surfels, self.neighbours)
         attention = drawn.surfels.attention
         if attention is not None and self.config.lambda_attention:
-            ramp = self.iteration / self.config.iterations
-            xyz = self.head.gaussians.values["xyz"]
-            unwanted = self.regions.loss(attention, self.head.token_names, xyz)
-            terms["attention"] = self.config.lambda_attention * ramp * unwanted
-        if not torch.isfinite(sum(terms.values())):
-            name, value = next((n, v) for n, v in terms.items() if not torch.isfinite(v))
-            raise UserError(f"the {name} loss is {float(value)} at iteration {self.iteration}, frames {batch.ids}; the last "
-                            f"checkpoint in {self.scene.model_path} is intact: lower the learning rates and resume")  # fmt: skip
+            unwanted = self.regions.loss(attention, self.head.token_names, self.head.gaussians.values["xyz"])
+            terms["attention"] = self.config.lambda_attention * self.schedule.ramp * unwanted
         return terms
 
-    def step(self, batch: Batch) -> tuple[dict[str, torch.Tensor], Rendering]:
-        """One optimisation step on one batch; all randomness follows from seed and iteration, so a resumed run is exact."""
-        c, k = self.config, self.iteration
-        coarse = k < c.coarse_iterations
-        torch.manual_seed(c.seed * 1_000_003 + k)
-        first, length = (0, c.coarse_iterations) if coarse else (c.coarse_iterations, c.iterations - c.coarse_iterations)
-        set_learning_rates(self.optimizer, (k - first) / max(length, 1))
-        if k == c.coarse_iterations:
-            self.head.bake()
-            self.optimizer = create_optimizer(self.head, c)
-            set_learning_rates(self.optimizer, 0.0)
-        drawn = self.draw(batch, coarse)
-        terms = self.losses(batch, drawn)
-        sum(terms.values()).backward()
-        growing = k < c.densify_until
-        if growing:
-            self.head.gaussians.observe(drawn.maps.screen_grad, drawn.maps.radii)
-        self.optimizer.step()
+    def step(self) -> None:
+        """One optimisation step on the batch the schedule stands at. Nothing in it waits for the device or asks the host, so
+        that a GPU can replay it as a graph; what it leaves in `terms` and `drawn` is read every log_interval steps."""
         self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.set_rates()
+        self.batch = self.data.batch(self.schedule.rows)
+        drawn = self.draw(self.batch.conditions)
+        terms = self.losses(self.batch, drawn)
+        sum(terms.values()).backward()
+        if self.iteration < self.config.densify_until:
+            self.head.gaussians.observe(drawn.maps.screen_grad / self.team.size, drawn.maps.radii)
+        self.names, self.terms = tuple(terms), torch.stack([value.detach() for value in terms.values()])
+        self.drawn = drawn.rgb.detach()
+        self.team.average([p.grad for p in self.optimized() if p.grad is not None] + [self.terms])
+        if self.watch is None:
+            self.watch = Watch(len(terms), self.device)
+        self.watch.look(self.schedule.row, self.terms)
+        self.optimizer.step()
+        self.schedule.advance()
+
+    def optimized(self) -> list[torch.nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def advance(self) -> None:
+        """A step and what follows from its number; all randomness comes from seed and iteration, so a resumed run is exact."""
+        c, k, gaussians = self.config, self.iteration, self.head.gaussians
+        self.generator.manual_seed(c.seed * 1_000_003 + k)
+        self.captured()
         self.iteration = self.head.iteration = k + 1
-        if growing and c.densify_from <= k and (k + 1) % c.densify_interval == 0:
+        if c.densify_from <= k < c.densify_until and (k + 1) % c.densify_interval == 0:
+            statistics = (gaussians.gradient, gaussians.seen)
+            self.team.gather(statistics)
+            self.team.share_out(statistics)
+            self.optimizer.zero_grad(set_to_none=True)
             generator = torch.Generator().manual_seed(c.seed + k)
-            self.head.gaussians.densify_and_prune(self.optimizer, c.densify_fraction, c.min_opacity, c.max_points, generator)
-        return terms, drawn
+            gaussians.densify_and_prune(self.optimizer, c.densify_fraction, c.min_opacity, c.max_points, generator)
+            self.captured.forget()
+        elif k + 1 == c.densify_until:
+            self.captured.forget()
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def fit(self) -> None:
         """Train to the last iteration, with checkpoints on the way; the result is saved for render.py."""
-        c = self.config
-        log = SummaryWriter(self.scene.model_path, purge_step=self.iteration)
-        bar = progress(label="training", total=c.iterations, initial=self.iteration, unit="step")
-        for data, end in ((self.coarse_data, min(c.coarse_iterations, c.iterations)), (self.fine_data, c.iterations)):
-            for batch in data.batches(self.iteration, end):
-                terms, drawn = self.step(batch)
-                if self.iteration % c.log_interval == 0:
-                    self.report(log, bar, terms, batch, drawn)
-                if self.iteration % c.checkpoint_interval == 0:
-                    save_checkpoint(self.scene.model_path, self.head, self.optimizer)
-                bar.update()
-        bar.close()
-        log.close()
-        self.head.save(self.scene.model_path)
-        save_checkpoint(self.scene.model_path, self.head, self.optimizer)
-        print(f"saved {self.scene.model_path} at iteration {self.iteration}; next: "
-              f"python render.py --model_path {self.scene.model_path} --custom_aud speech.wav")  # fmt: skip
+        c, path = self.config, self.scene.model_path
+        log = TrainingLog(path, self.iteration, c.iterations) if self.team.leader else None
+        with side_stream(self.device):
+            for stage, end in (("coarse", min(c.coarse_iterations, c.iterations)), ("fine", c.iterations)):
+                if self.iteration >= end:
+                    continue
+                self.enter(stage)
+                for _ in self.data.fed(self.schedule.our_rows, self.schedule.first, self.iteration, end):
+                    self.advance()
+                    if self.iteration % c.log_interval == 0:
+                        self.report(log)
+                    if self.iteration % c.checkpoint_interval == 0 or self.iteration == c.iterations:
+                        self.save(log)
+                    if log:
+                        log.step()
+        if log:
+            log.close()
+            self.head.save(path)
+            print(f"saved {path} at iteration {self.iteration}; next: "
+                  f"python render.py --model_path {path} --custom_aud speech.wav")  # fmt: skip
+
+    def check(self, weights: bool = False) -> None:
+        """Raises UserError if a loss has become NaN or infinite since the stage began, or a weight is."""
+        intact = f"the last checkpoint in {self.scene.model_path} is intact: lower the learning rates and resume"
+        if (found := self.watch.found()) is not None:
+            row, terms = found
+            name, value = next((n, v) for n, v in zip(self.names, terms, strict=True) if not math.isfinite(v))
+            frames = [self.data.ids[k] for k in self.schedule.all_rows[row].tolist()]
+            raise UserError(f"the {name} loss is {value} at iteration {self.schedule.first + row}, frames {frames}; {intact}")
+        if not all(bool(p.isfinite().all()) for p in self.optimized() if weights):
+            raise UserError(f"a weight is not finite any more at iteration {self.iteration}; {intact}")
 
     @torch.no_grad()
-    def report(self, log: SummaryWriter, bar, terms: dict, batch: Batch, drawn: Rendering) -> None:
-        """TensorBoard scalars under the names of the 2DGS family, and the head's PSNR on the bar."""
-        stage = "coarse" if self.iteration <= self.config.coarse_iterations else "fine"
-        mask = batch.mask.to(self.device)
-        quality = psnr(drawn.rgb, batch.image.to(self.device) / 255.0 * mask, mask).mean()
-        for name, value in {**terms, "total_loss": sum(terms.values())}.items():
-            log.add_scalar(f"{stage}/train_loss_patches/{name}", float(value), self.iteration)
-        log.add_scalar(f"{stage}/head_psnr", float(quality), self.iteration)
-        log.add_scalar(f"{stage}/total_points", len(self.head.gaussians), self.iteration)
-        bar.set_postfix_str(f"{stage} {float(quality):.1f} dB, {len(self.head.gaussians)} surfels", refresh=False)
+    def report(self, log: TrainingLog | None) -> None:
+        """The numbers of the last step."""
+        self.check()
+        if log:
+            mask = self.batch.mask.float()
+            quality = psnr(self.drawn, self.batch.image / 255.0 * mask, mask).mean()
+            losses = dict(zip(self.names, self.terms.tolist(), strict=True))
+            rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
+            log.scalars(self.stage, self.iteration, losses, float(quality), len(self.head.gaussians), rates)
+
+    @torch.no_grad()
+    def save(self, log: TrainingLog | None) -> None:
+        """Write a checkpoint, and draw the held-out frames."""
+        self.check(weights=True)
+        self.regions.renew()  # a run resumed here works them out here as well
+        self.neighbours.renew()
+        self.team.gather((self.head.gaussians.gradient, self.head.gaussians.seen))
+        if not log:
+            return
+        save_checkpoint(self.scene.model_path, self.head, self.optimizer)
+        if self.held_out is None:
+            return
+        self.head.eval()
+        batch = self.held_out.batch(torch.arange(len(self.held_out), device=self.device))
+        drawn = self.draw(batch.conditions, attention=True)
+        self.head.train()
+        mask = batch.mask.float()
+        truth = batch.image / 255.0 * mask
+        pictures = {"truth": truth, "render": drawn.rgb}
+        if drawn.attention is not None:
+            pictures |= {f"attention_{n}": drawn.attention[:, k : k + 1] for k, n in enumerate(self.head.token_names)}
+        log.held_out(self.stage, self.iteration, float(psnr(drawn.rgb, truth, mask).mean()), pictures)
 
 
 @command_line
@@ -193,7 +243,10 @@ def main(argv: list[str] | None = None) -> None:
     if not config.source_path:
         raise UserError("give the data set to learn from: python train.py -s data/<name>")
     keep_freed_memory()
-    Trainer(config).fit()
+    with one_sentence_when_full("training"):
+        trainer = Trainer(config)
+        trainer.fit()
+    trainer.team.leave()
 
 
 if __name__ == "__main__":

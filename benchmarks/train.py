@@ -1,17 +1,22 @@
 """Train a recipe, time its steps and measure held-out PSNR, on any device; needs neither PyAV nor mediapipe.
 
     python benchmarks/train.py -s data/x --configs arguments/custom.py [any setting of train.py]
+    python benchmarks/train.py -s data/x --iterations 400 --coarse_iterations 200        # the step times alone matter
 
-Prints milliseconds a step of each stage (median over the stage, synchronised), peak device memory, and PSNR of the held-out
-frames: head over the true torso and plate against the raw frames, as metrics.py measures it.
+Prints milliseconds a step of each stage as the training loop runs it (on a GPU as a CUDA graph), the same step taken apart,
+forward and backward together (on a GPU every part as a graph of its own), peak memory, and PSNR of the held-out frames: head
+over the true torso and plate against the raw frames, as metrics.py measures it.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import resource
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +29,74 @@ import train
 from gaussian_renderer import render_batch
 from gaussian_renderer.compositing import composite, from_bytes
 from scene import load_avatar
+from utils.captured import Captured, side_stream
 from utils.constants import HEAD_CLASSES
+from utils.device import keep_freed_memory
 from utils.image_metrics import psnr
+
+CHUNK = 20  # steps between two looks at the clock
 
 
 def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def milliseconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Median of a repetition, synchronised; on a GPU `work` is replayed as a graph."""
+    call, times = Captured(work, device), []
+    for k in range(repeats + 2):  # the first call warms up, the second records
+        synchronise(device)
+        start = time.perf_counter()
+        call()
+        synchronise(device)
+        times += [1000 * (time.perf_counter() - start)] * (k > 1)
+    return statistics.median(times)
+
+
+def step_parts(trainer: train.Trainer, repeats: int) -> dict[str, float]:
+    """Milliseconds of each part of a step at the state the trainer is in; no part changes the head but the optimizer's."""
+    head, optimizer, window = trainer.head, trainer.optimizer, trainer.data.window
+    parameters = [p for p in trainer.optimized() if p.requires_grad]
+    batch = trainer.data.batch(trainer.schedule.rows)
+
+    def gradient(outputs, inputs, incoming=None):
+        pairs = [(o, g) for o, g in zip(outputs, incoming or [None] * len(outputs), strict=True) if o.requires_grad]
+        return torch.autograd.grad([o for o, _ in pairs], inputs, [g for _, g in pairs], allow_unused=True)
+
+    def deform():
+        return head.canonical() if trainer.stage == "coarse" else head(batch.conditions)
+
+    def tensors(record) -> dict[str, torch.Tensor]:
+        named = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
+        return {name: value for name, value in named.items() if isinstance(value, torch.Tensor) and value.is_floating_point()}
+
+    def leaves(record):
+        return dataclasses.replace(record, **{name: t.detach().requires_grad_() for name, t in tensors(record).items()})
+
+    def draw(surfels):
+        return train.render_surfels(surfels, batch.conditions, window.width, window.height, aux=trainer.aux)
+
+    def pictures(drawn) -> list[torch.Tensor]:
+        return [drawn.rgb, drawn.alpha, *(t for name, t in tensors(drawn.maps).items() if name in trainer.aux)]
+
+    surfels = leaves(deform())
+    drawn = draw(surfels)
+    shown = dataclasses.replace(drawn, rgb=drawn.rgb.detach().requires_grad_(), alpha=drawn.alpha.detach().requires_grad_())
+
+    def losses():
+        return gradient([sum(trainer.losses(batch, shown).values())], [shown.rgb, shown.alpha])
+
+    to_pictures = [torch.ones_like(picture) for picture in pictures(drawn)]
+    to_surfels = [torch.ones_like(t) for t in tensors(surfels).values()]
+    work = {
+        "data": lambda: trainer.data.batch(trainer.schedule.rows),
+        "deformation": lambda: gradient(list(tensors(deform()).values()), parameters, to_surfels),
+        "raster": lambda: gradient(pictures(draw(surfels)), list(tensors(surfels).values()), to_pictures),
+        "losses": losses,
+        "optimizer": optimizer.step,
+    }
+    return {name: milliseconds(part, trainer.device, repeats) for name, part in work.items()}
 
 
 def held_out(trainer: train.Trainer) -> tuple[float, float]:
@@ -52,23 +118,44 @@ def held_out(trainer: train.Trainer) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_arguments(parser)
+    parser.add_argument("--repeats", type=int, default=20, help="of every part of the step (20)")
     config = arguments.merge(parser.parse_args())
+    repeats = vars(config).pop("repeats")
+    keep_freed_memory()
+    start = time.perf_counter()
     trainer = train.Trainer(config)
-    begin = time.monotonic()
-    stages = (("coarse", trainer.coarse_data, config.coarse_iterations), ("fine", trainer.fine_data, config.iterations))
-    for name, data, end in stages:
-        times = []
-        for batch in data.batches(trainer.iteration, end):
-            start = time.monotonic()
-            trainer.step(batch)
-            synchronise(trainer.device)
-            times.append(1000 * (time.monotonic() - start))
-        step, count = statistics.median(times), len(trainer.head.gaussians)
-        print(f"{name:7} {len(times):6d} steps of {data.batch_size:3d} {step:8.1f} ms, {count} surfels", flush=True)
-    seconds = time.monotonic() - begin
+    device = trainer.device
+    print(f"ready in {time.perf_counter() - start:.1f} s: {len(trainer.data)} frames, window {trainer.data.window}", flush=True)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    begin = time.perf_counter()
+    apart = 0.0  # seconds spent on taking steps apart
+    with side_stream(device):
+        for stage, end in (("coarse", config.coarse_iterations), ("fine", config.iterations)):
+            trainer.enter(stage)
+            times, mark, first = [], time.perf_counter(), trainer.iteration
+            for _ in trainer.data.fed(trainer.schedule.our_rows, trainer.schedule.first, first, end):
+                trainer.advance()
+                if (trainer.iteration - first) % CHUNK == 0:
+                    trainer.check()
+                    times.append(1000 * (time.perf_counter() - mark) / CHUNK)
+                    mark = time.perf_counter()
+            synchronise(device)
+            count, size = len(trainer.head.gaussians), trainer.batch_sizes[stage]
+            print(f"{stage}: {end - first} steps of {size} frames, {count} surfels: a step takes {statistics.median(times):.2f} ms "
+                  f"(median), {statistics.mean(times):.2f} (mean), {times[-1]:.2f} (last)", flush=True)  # fmt: skip
+            mark = time.perf_counter()
+            trainer.schedule.at(first)
+            parts = step_parts(trainer, repeats)
+            apart += time.perf_counter() - mark
+            parts["sum"] = sum(parts.values())
+            print("  " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in parts.items()), flush=True)
+    seconds = time.perf_counter() - begin - apart
     trainer.head.save(trainer.scene.model_path)
-    if trainer.device.type == "cuda":
-        print(f"peak device memory {torch.cuda.max_memory_allocated(trainer.device) / 2**30:.2f} GiB")
+    memory = f"peak RAM {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+    if device.type == "cuda":
+        memory += f", device {torch.cuda.max_memory_reserved(device) / 2**30:.2f} GiB"
+    print(memory)
     full, of_head = held_out(trainer)
     print(f"trained in {seconds:.0f} s; held-out PSNR {full:.2f} dB full frame, {of_head:.2f} dB head")
 

@@ -53,9 +53,9 @@ def depth_to_normal(depth: Tensor, intrinsics: Tensor) -> Tensor:
     Central differences of the back-projected points; zero on the border.
     """
     height, width = depth.shape[-2:]
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    pixels = torch.stack([x, y, torch.ones_like(x)]).to(depth)
-    points = torch.einsum("bij,jhw->bihw", torch.linalg.inv(intrinsics), pixels) * depth
+    y, x = (torch.arange(side, device=depth.device) + 0.5 for side in (height, width))
+    fx, fy, cx, cy = (intrinsics[:, i, j].view(-1, 1, 1, 1) for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
+    points = torch.cat([(x - cx) / fx * depth, (y[:, None] - cy) / fy * depth, depth], 1)
     dx = points[:, :, 1:-1, 2:] - points[:, :, 1:-1, :-2]
     dy = points[:, :, 2:, 1:-1] - points[:, :, :-2, 1:-1]
     normal = torch.nn.functional.normalize(torch.linalg.cross(dy, dx, dim=1), dim=1)

@@ -89,18 +89,18 @@ class Scene:
     """A data set and the model folder being trained from it."""
 
     def __init__(self, config: argparse.Namespace):
-        """Read the data set and write what viewers want to see: cfg_args, cameras.json, input.ply.
-
-        Fills in what `config` leaves open: model_path, audio_encoder, audio_features.
-        """
+        """Read the data set. Fills in what `config` leaves open: model_path, audio_encoder, audio_features."""
         self.reader = TalkingDatasetReader(config.source_path, config.audio_encoder)
         config.source_path = str(Path(config.source_path).resolve())
         config.model_path = config.model_path or str(Path("model") / Path(config.source_path).name)
         config.audio_encoder, config.audio_features = self.reader.encoder, self.reader.audio.shape[1]
         self.config, self.model_path = config, Path(config.model_path)
 
-    def create_head(self) -> TalkingHead:
-        """A head at iteration 0: surfels on the fitted face and the seeds, statistics of the clip in the token encoders."""
+    def create_head(self, write: bool = True) -> TalkingHead:
+        """A head at iteration 0: surfels on the fitted face and the seeds, statistics of the clip in the token encoders.
+
+        With `write` the model folder gets what viewers want to see: cfg_args, cameras.json, input.ply.
+        """
         cloud = initial_points(self.reader, self.config.part, self.config.seed_points, self.config.seed)
         if len(cloud.points) > self.config.max_points:
             keep = torch.randperm(len(cloud.points), generator=torch.Generator().manual_seed(self.config.seed))
@@ -111,6 +111,8 @@ class Scene:
         if head.deformation.tri_plane is not None:
             head.deformation.tri_plane.set_box(cloud.points)
         head.deformation.conditions.fit(self.reader.conditions(self.reader.splits["train"]))
+        if not write:
+            return head
         r = self.reader
         write_mesh(self.model_path / "input.ply", cloud.points.numpy(), cloud.normals.numpy(), cloud.colours.numpy())
         cameras = [camera_json(k, f"{i}", r.views[i], r.focal, r.width, r.height) for k, i in enumerate(r.ids)]

@@ -104,7 +104,7 @@ class TrainingSet:
         w = self.window
         self.pixels = torch.empty(len(self), 4, w.height, w.width, dtype=torch.uint8, device=self.device)
         decoded = prefetch(self.decode, range(len(self)), threads=os.cpu_count() or 2, ahead=64)
-        for row, frame in enumerate(progress(decoded, label="reading frames", total=len(self))):
+        for row, frame in enumerate(progress(decoded, label="reading frames", total=len(self)) if len(self) > 64 else decoded):
             self.pixels[row] = torch.from_numpy(frame)
         return self
 

@@ -16,17 +16,19 @@ from utils.distributed import Team
 class Schedule:
     """The iterations `first` .. `end` - 1 of a stage, on the device of `team`; of the batch only our share."""
 
-    def __init__(self, first: int, end: int, batch_size: int, frames: int, groups: list[dict], iterations: int, seed: int,
-                 team: Team):  # fmt: skip
-        """`groups` are the optimizer's: `initial` learning rate and `final`, the factor it falls to, log-linearly."""
-        self.first, self.end, self.groups = first, end, groups
+    def __init__(self, config, first: int, end: int, batch_size: int, frames: int, optimizer: torch.optim.Optimizer, team: Team):
+        """Groups of the optimizer have `initial`, their first learning rate, and `final`, the factor it falls to, log-linearly."""
+        self.first, groups = first, optimizer.param_groups
         steps = torch.arange(end - first, dtype=torch.float64) / max(end - first, 1)
         rates = torch.stack([group["initial"] * group["final"] ** steps for group in groups], 1)
+        seed = config.seed + (first > 0)  # the stages draw different frames and colours
         plain = torch.rand(end - first, batch_size, 3, 1, 1, generator=torch.Generator().manual_seed(seed))
-        self.order = team.share(frame_order(frames, batch_size, first, end, seed))  # (n, B) rows of the training set
+        ramp = torch.arange(first, end) / config.iterations
+        self.all_rows = frame_order(frames, batch_size, first, end, seed)  # (n, B) of the training set
+        self.our_rows = team.share(self.all_rows)
         on = {"device": team.device}
-        self._order, self._plain, self._rates = self.order.to(**on), team.share(plain).to(**on), rates.float().to(**on)
-        self._ramp = ((torch.arange(first, end) / iterations).float()).to(**on)
+        self._rows, self._plain = self.our_rows.to(**on), team.share(plain).to(**on)
+        self._rates, self._ramp = rates.float().to(**on), ramp.to(**on)
         self.row = torch.zeros(1, dtype=torch.int64, **on)  # of the tables: iteration - first
         self.rates = torch.zeros(len(groups), **on)  # the learning rates of the optimizer are views of this
         for group, rate in zip(groups, self.rates.unbind(), strict=True):
@@ -45,7 +47,7 @@ class Schedule:
     @property
     def rows(self) -> Tensor:
         """(B,) frames of this step."""
-        return self._now(self._order)
+        return self._now(self._rows)
 
     @property
     def plain(self) -> Tensor:

@@ -12,7 +12,7 @@ from tiny_dataset import write_tiny_dataset
 
 import train
 from scene import load_avatar
-from scene.dataset import TrainingSet
+from scene.dataset import TrainingSet, frame_order
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.checkpoint import latest_checkpoint, load_checkpoint
 from utils.errors import UserError
@@ -46,8 +46,7 @@ def test_training_writes_a_model_folder_that_loads_and_its_picture_gets_better(d
     head = load_avatar(tmp_path / "m")
     assert head.iteration == 120 and head.token_names == ("audio", "expression", "camera", "frame")
     reader = TalkingDatasetReader(dataset)
-    data = TrainingSet(reader, reader.splits["train"], "head", 4, 0)
-    batch = data.load(data.ids[:4])
+    batch = TrainingSet(reader, reader.splits["train"], "head").hold().batch(torch.arange(4))
     from gaussian_renderer import render_batch
 
     drawn = render_batch(head, batch.conditions, batch.image.shape[-1], batch.image.shape[-2], attention=True)
@@ -148,20 +147,31 @@ def test_resuming_with_other_settings_is_refused_and_names_them(dataset, tmp_pat
     assert "net_width" in capsys.readouterr().err
 
 
-def test_batches_depend_on_seed_and_iteration_alone_and_visit_every_frame(dataset):
+def test_batches_depend_on_seed_and_iteration_alone_and_visit_every_frame():
+    order = frame_order(frames=7, batch_size=3, first=0, end=7, seed=1)
+    assert sorted(order.flatten().tolist()) == sorted(list(range(7)) * 3)
+    assert torch.equal(frame_order(7, 3, 4, 7, seed=1), order[4:])
+    assert not torch.equal(frame_order(7, 3, 0, 7, seed=2), order)
+
+
+def test_frames_decoded_ahead_are_those_held_in_memory(dataset):
     reader = TalkingDatasetReader(dataset)
-    data = TrainingSet(reader, reader.splits["train"], "head", 3, seed=1)
-    seen = [i for k in range(len(data.ids)) for i in data.batch_ids(k)]
-    assert sorted(seen) == sorted(data.ids * 3)
-    assert TrainingSet(reader, reader.splits["train"], "head", 3, seed=1).batch_ids(7) == data.batch_ids(7)
-    assert [b.ids for b in data.batches(5, 8)] == [data.batch_ids(k) for k in (5, 6, 7)]
+    ids = reader.splits["train"]
+    held, streamed = TrainingSet(reader, ids, "head").hold(), TrainingSet(reader, ids, "head")
+    order = frame_order(len(ids), 3, 0, 6, seed=0)
+    for k in streamed.fed(order, 0, 2, 6):
+        a, b = held.batch(order[k]), streamed.batch(order[k])
+        for name in ("image", "classes", "mask", "lips", "eyes"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
 
 
 def test_the_training_window_holds_the_whole_part_and_its_cameras_agree(dataset):
     reader = TalkingDatasetReader(dataset)
-    data = TrainingSet(reader, reader.splits["train"], "head", 2, 0)
-    w = data.window
-    batch = data.load(data.ids[:1])
-    assert batch.mask.sum() == data.is_part[reader.parsing(data.ids[0])].sum()
-    shift = reader.conditions(data.ids[:1]).intrinsics - batch.conditions.intrinsics
+    data = TrainingSet(reader, reader.splits["train"], "head").hold()
+    w, first = data.window, data.ids[:1]
+    batch = data.batch(torch.tensor([0]))
+    assert batch.mask.sum() == data.is_part[reader.parsing(first[0])].sum()
+    assert torch.equal(batch.image[0].permute(1, 2, 0), torch.from_numpy(w.cut(reader.image(first[0]))))
+    assert torch.equal(batch.classes[0, 0], torch.from_numpy(w.cut(reader.parsing(first[0])).copy()))
+    shift = reader.conditions(first).intrinsics - batch.conditions.intrinsics
     assert shift[0, 0, 2] == w.x and shift[0, 1, 2] == w.y

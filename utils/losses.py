@@ -26,9 +26,9 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def square_crops(images: Tensor, boxes: Tensor, size: int = 64) -> Tensor:
     """Bilinear crops (B, C, size, size) of (B, C, H, W) at boxes (B, 1, 4); where one is empty, of the whole picture."""
     height, width = images.shape[-2:]
-    whole = torch.tensor([0, 0, width, height]).to(boxes)
-    box = boxes[:, 0]
-    left, top, right, bottom = torch.where((box[:, 2:] > box[:, :2]).all(1, keepdim=True), box, whole).float()[..., None].unbind(1)
+    left, top, right, bottom = boxes[:, 0, :, None].float().unbind(1)  # (B, 1) each
+    seen = (right > left) & (bottom > top)
+    left, top, right, bottom = left * seen, top * seen, right.where(seen, width), bottom.where(seen, height)
     t = torch.linspace(0.0, 1.0, size, device=images.device)
     x = ((left + 0.5) * (1 - t) + (right - 0.5) * t) / width * 2 - 1  # (B, size)
     y = ((top + 0.5) * (1 - t) + (bottom - 0.5) * t) / height * 2 - 1

@@ -36,13 +36,21 @@ class AttentionRegions:
     def unwanted(self, xyz: Tensor, names: tuple[str, ...]) -> Tensor:
         """(N, 3) canonical positions -> (N, T) 1 where a surfel should not attend to a token; kept for the same tensor `xyz`."""
         if self._of is None or self._of[0] is not xyz or self._of[1] != names:
-            points = xyz.detach().cpu().numpy()
-            face = self.tree.query(points, distance_upper_bound=self.reach)[0] < self.reach
-            lower = face & (points[:, 1] < self.nose_tip)
-            of = {"audio": ~lower, "expression": ~face | lower, "frame": face}
-            columns = np.stack([of.get(name, np.zeros(len(points), bool)) for name in names], 1)
-            self._of = (xyz, names, torch.from_numpy(columns).to(xyz))
+            self._of = (xyz, names, self._columns(xyz, names).to(xyz))
         return self._of[2]
+
+    def _columns(self, xyz: Tensor, names: tuple[str, ...]) -> Tensor:
+        points = xyz.detach().cpu().numpy()
+        face = self.tree.query(points, distance_upper_bound=self.reach)[0] < self.reach
+        lower = face & (points[:, 1] < self.nose_tip)
+        of = {"audio": ~lower, "expression": ~face | lower, "frame": face}
+        return torch.from_numpy(np.stack([of.get(name, np.zeros(len(points), bool)) for name in names], 1))
+
+    def renew(self) -> None:
+        """Work it out again from where the surfels are now, into the same tensor."""
+        if self._of is not None:
+            xyz, names, columns = self._of
+            columns.copy_(self._columns(xyz, names))
 
     def loss(self, attention: Tensor, names: tuple[str, ...], xyz: Tensor) -> Tensor:
         """(B, N, T) attention -> the part of a surfel's attention that goes to tokens it has no use for, mean over surfels."""
@@ -59,11 +67,18 @@ class Neighbours:
     def draw(self, xyz: Tensor) -> Tensor:
         """(N, 3) positions -> (N,) index of a neighbour each. The neighbours are kept until `xyz` is another tensor."""
         if self._of is None or self._of[0] is not xyz:
-            points = xyz.detach().cpu().numpy()
-            nearest = _tree(points).query(points, min(self.count + 1, len(points)))[1][:, 1:]
-            self._of = (xyz, torch.from_numpy(nearest).to(xyz.device))
+            self._of = (xyz, self._nearest(xyz).to(xyz.device))
         nearest = self._of[1]
         return nearest.gather(1, torch.randint(nearest.shape[1], (len(nearest), 1), device=xyz.device))[:, 0]
+
+    def _nearest(self, xyz: Tensor) -> Tensor:
+        points = xyz.detach().cpu().numpy()
+        return torch.from_numpy(_tree(points).query(points, min(self.count + 1, len(points)))[1][:, 1:])
+
+    def renew(self) -> None:
+        """Find them again where the surfels are now, into the same tensor."""
+        if self._of is not None:
+            self._of[1].copy_(self._nearest(self._of[0]))
 
 
 def surfel_losses(config, canonical: Surfels, drawn: Surfels, neighbours: Neighbours) -> dict[str, Tensor]:
