@@ -113,11 +113,15 @@ class Trainer:
     def draw(self, conditions: Conditions, attention: bool = False) -> Rendering:
         surfels = self.head.canonical() if self.stage == "coarse" else self.head(conditions)
         w = self.data.window
-        return render_surfels(surfels, conditions, w.width, w.height, attention and surfels.attention is not None, self.aux)
+        drawn = render_surfels(surfels, conditions, w.width, w.height, attention and surfels.attention is not None, self.aux)
+        if self.head.training:
+            drawn.rgb = self.head.corrections.exposed(drawn.rgb, drawn.alpha, conditions.frame)
+        return drawn
 
     def losses(self, batch: Batch, drawn: Rendering) -> dict[str, torch.Tensor]:
         terms = image_losses(self.config, drawn, batch, self.schedule.plain, self.perceptual)
         terms |= surfel_losses(self.config, self.head.gaussians.surfels, drawn.surfels, self.neighbours)
+        terms |= self.head.corrections.losses(self.config)
         attention = drawn.surfels.attention
         if attention is not None and self.config.lambda_attention:
             unwanted = self.regions.loss(attention, self.head.token_names, self.head.gaussians.values["xyz"])

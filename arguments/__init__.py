@@ -73,6 +73,10 @@ class OptimizationParams:
     lambda_scale: float = option(0.0, "surfels larger than 0.08 dm")
     lambda_motion: float = option(0.0, "difference of the motion of neighbouring surfels, dm")
     lambda_embedding: float = option(0.0, "squared difference of the embeddings of neighbouring surfels")
+    pose_lr: float = option(0.0, "corrections of single frames' poses, rad and dm (0 leaves them as tracked)")
+    lambda_pose: float = option(1e-3, "square of a frame's correction, a pixel costs 1")
+    exposure_lr: float = option(0.0, "gain and offset of single frames (0 leaves them as filmed)")
+    lambda_exposure: float = option(1e-3, "square of a frame's exposure, 2% cost 1")
     lambda_normal: float = option(0.0, "normal consistency of 2DGS")
     lambda_distortion: float = option(0.0, "depth distortion of 2DGS")
     densify_from: int = option(500, "first iteration that grows surfels")
@@ -97,6 +101,9 @@ class ModelHiddenParams:
     layers: int = option(1, "attention layers")
     ffn_hidden: int = option(128, "hidden width of an attention layer")
     net_width: int = option(128, "hidden width of the deformation heads")
+    audio_window: int = option(8, "rows of speech features that a frame hears", choices=(8, 16))
+    frame_code: str = option("sinusoidal", "frame token: slow waves of the frame index, or a learned code a frame",
+                             choices=("sinusoidal", "embedding"))  # fmt: skip
     condition_noise: float = option(0.2, "noise on audio, expression and camera in training, in their deviations")
     dropout: float = option(0.0, "dropout inside the attention")
 

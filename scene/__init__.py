@@ -19,6 +19,7 @@ from torch import nn
 from arguments import read_cfg_args, write_cfg_args
 from scene.cameras import camera_json
 from scene.condition import Conditions
+from scene.corrections import FrameCorrections
 from scene.deformation import Deformation, Surfels, feature_width
 from scene.gaussian_model import GaussianModel
 from scene.inference import FrozenDeformation
@@ -43,6 +44,7 @@ class TalkingHead(nn.Module):
         self.iteration = 0
         self.gaussians = gaussians
         self.deformation = Deformation(config, config.audio_features)
+        self.corrections = FrameCorrections(getattr(config, "frames", 0), config.pose_lr > 0, config.exposure_lr > 0)
         self._frozen: FrozenDeformation | None = None
 
     @property
@@ -56,7 +58,8 @@ class TalkingHead(nn.Module):
     def forward(self, conditions: Conditions) -> Surfels:
         if self._frozen is not None:
             return self._frozen(conditions)
-        return self.deformation(self.gaussians.surfels, conditions)
+        surfels = self.deformation(self.gaussians.surfels, conditions)
+        return self.corrections.posed(surfels, conditions.frame) if self.training else surfels
 
     @torch.no_grad()
     def bake(self) -> None:
@@ -89,11 +92,12 @@ class Scene:
     """A data set and the model folder being trained from it."""
 
     def __init__(self, config: argparse.Namespace):
-        """Read the data set. Fills in what `config` leaves open: model_path, audio_encoder, audio_features."""
+        """Read the data set. Fills in what `config` leaves open: model_path, audio_encoder, audio_features, frames."""
         self.reader = TalkingDatasetReader(config.source_path, config.audio_encoder)
         config.source_path = str(Path(config.source_path).resolve())
         config.model_path = config.model_path or str(Path("model") / Path(config.source_path).name)
         config.audio_encoder, config.audio_features = self.reader.encoder, self.reader.audio.shape[1]
+        config.frames = self.reader.ids[-1] + 1
         self.config, self.model_path = config, Path(config.model_path)
 
     def create_head(self, write: bool = True) -> TalkingHead:

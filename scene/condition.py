@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from utils.distributed import batch_noise
 
-AUDIO_WINDOW = 8  # rows i-4 .. i+3 of the audio features describe frame i
+AUDIO_WINDOW = 16  # rows i-8 .. i+7 of the audio features go with frame i; a model hears its middle `audio_window` of them
 
 
 @dataclasses.dataclass
 class Conditions:
     """The driving signals of B frames."""
 
-    audio: Tensor  # (B, 8, D) rows of the speech encoder around each frame
+    audio: Tensor  # (B, 16, D) rows of the speech encoder around each frame
     expression: Tensor  # (B, 7) upper-face blendshapes
     view: Tensor  # (B, 4, 4) world to camera, OpenCV axes, dm
     intrinsics: Tensor  # (B, 3, 3) pixels
@@ -59,10 +59,11 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 class AudioToken(nn.Module):
-    """Each row 512 -> 32, then a learned weighting of the 8 rows (SyncTalk's AudioNet_ave and AudioAttNet, batched)."""
+    """Each row 512 -> 32, then a learned weighting of the `window` rows (SyncTalk's AudioNet_ave and AudioAttNet, batched)."""
 
-    def __init__(self, features: int, d_model: int, noise: float):
+    def __init__(self, features: int, d_model: int, noise: float, window: int):
         super().__init__()
+        self.window = window
         self.standardise = Standardise(features, noise)
         self.rows = nn.Sequential(
             nn.Linear(features, 256), nn.LeakyReLU(0.02), nn.Linear(256, 128), nn.LeakyReLU(0.02), nn.Linear(128, 32)
@@ -70,12 +71,13 @@ class AudioToken(nn.Module):
         convolutions: list[nn.Module] = []
         for a, b in ((32, 16), (16, 8), (8, 4), (4, 2), (2, 1)):
             convolutions += [nn.Conv1d(a, b, 3, padding=1), nn.LeakyReLU(0.02)]
-        self.weights = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(AUDIO_WINDOW, AUDIO_WINDOW), nn.Softmax(-1))
+        self.weights = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(window, window), nn.Softmax(-1))
         self.out = mlp(32, d_model, d_model)
 
     def forward(self, conditions: Conditions) -> Tensor:
-        rows = self.rows(self.standardise(conditions.audio))  # (B, 8, 32)
-        weights = self.weights(rows.transpose(1, 2))  # (B, 8)
+        first = (conditions.audio.shape[1] - self.window) // 2
+        rows = self.rows(self.standardise(conditions.audio[:, first : first + self.window]))  # (B, window, 32)
+        weights = self.weights(rows.transpose(1, 2))  # (B, window)
         return self.out((weights[..., None] * rows).sum(1))
 
 
@@ -104,14 +106,16 @@ class CameraToken(nn.Module):
 
 
 class FrameToken(nn.Module):
-    """A slow sinusoidal code of the frame index: appearance that no other signal explains.
+    """A code of the frame index: appearance that no other signal explains.
 
-    The shortest period is 64 frames, so neighbours have close codes; beyond the last trained frame the code stays there.
-    `still` pins it to one frame (steadier pictures, lineage.md 6.1).
+    Waves whose shortest period is 64 frames, so that neighbours have close codes; or, with `frames` > 0, a learned code for each
+    frame, which says more and is less steady. Beyond the last trained frame the code stays there. `still` pins it to one frame
+    (steadier pictures, lineage.md 6.1).
     """
 
-    def __init__(self, d_model: int, bands: int = 6):
+    def __init__(self, d_model: int, frames: int = 0, bands: int = 6):
         super().__init__()
+        self.codes = nn.Parameter(0.1 * torch.randn(frames, 2 * bands)) if frames else None
         self.register_buffer("last", torch.tensor(0))  # highest frame id seen in training
         self.register_buffer("frequencies", 2 * math.pi / (64.0 * 2.0 ** torch.arange(bands)), persistent=False)
         self.out = mlp(2 * bands, d_model, d_model)
@@ -119,7 +123,10 @@ class FrameToken(nn.Module):
 
     def forward(self, conditions: Conditions) -> Tensor:
         frame = torch.full_like(conditions.frame, self.still) if self.still is not None else conditions.frame
-        phase = torch.minimum(frame, self.last)[:, None] * self.frequencies
+        frame = torch.minimum(frame, self.last)
+        if self.codes is not None:
+            return self.out(self.codes[frame])
+        phase = frame[:, None] * self.frequencies
         return self.out(torch.cat([phase.sin(), phase.cos()], 1))
 
 
@@ -137,13 +144,15 @@ class NullToken(nn.Module):
 class ConditionEncoder(nn.Module):
     """The chosen tokens of a batch, stacked: (B, T, d_model)."""
 
-    def __init__(self, names: tuple[str, ...], audio_features: int, d_model: int, noise: float = 0.0):
+    def __init__(self, names: tuple[str, ...], audio_features: int, d_model: int, noise: float = 0.0, audio_window: int = 8,
+                 frames: int = 0):  # fmt: skip
+        """`frames` > 0: how many frames have a learned code."""
         super().__init__()
         kinds = {
-            "audio": lambda: AudioToken(audio_features, d_model, noise),
+            "audio": lambda: AudioToken(audio_features, d_model, noise, audio_window),
             "expression": lambda: ExpressionToken(d_model, noise),
             "camera": lambda: CameraToken(d_model, noise),
-            "frame": lambda: FrameToken(d_model),
+            "frame": lambda: FrameToken(d_model, frames),
             "null": lambda: NullToken(d_model),
         }
         self.tokens = nn.ModuleDict({name: kinds[name]() for name in names})
@@ -151,7 +160,7 @@ class ConditionEncoder(nn.Module):
     def fit(self, conditions: Conditions) -> None:
         """Take the statistics of the training clip: `conditions` holds all its frames."""
         for name, data in (
-            ("audio", conditions.audio[:, AUDIO_WINDOW // 2]),
+            ("audio", conditions.audio[:, conditions.audio.shape[1] // 2]),
             ("expression", conditions.expression),
             ("camera", conditions.view[:, :3].flatten(1)),
         ):
@@ -165,7 +174,7 @@ class ConditionEncoder(nn.Module):
 
 
 def audio_windows(features: Tensor, rows: Tensor) -> Tensor:
-    """(F, D) features and (B,) row indices -> (B, 8, D): rows i-4 .. i+3, zeros beyond either end (lineage.md 4.3)."""
+    """(F, D) features and (B,) row indices -> (B, 16, D): rows i-8 .. i+7, zeros beyond either end (lineage.md 4.3)."""
     last = len(features) - 1  # the container may hold one frame more than the audio describes
     index = rows.clamp(max=last)[:, None] + torch.arange(AUDIO_WINDOW) - AUDIO_WINDOW // 2
     inside = (index >= 0) & (index <= last)

@@ -13,6 +13,7 @@ from data_utils import transforms
 from data_utils.av_offset import ENOUGH, REACH, estimate
 from data_utils.demo_head.voice import speak
 from data_utils.landmarks import IBUG_68, FaceLandmarker, to_68
+from scene.condition import AUDIO_WINDOW
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.audio import load_audio, save_wav
 from utils.constants import SAMPLES_PER_FRAME
@@ -115,8 +116,8 @@ def test_training_and_rendering_use_the_row_and_the_sound_that_belong_to_a_frame
         write_json(folder.transforms(split), table)
     save_wav(folder.audio, np.repeat(np.arange(22) / 50, SAMPLES_PER_FRAME))
     reader = TalkingDatasetReader(folder.root)
-    np.testing.assert_array_equal(reader.conditions([5, 9]).audio[:, 4], reader.audio[[7, 11]])
-    np.testing.assert_array_equal(reader.conditions([5], [3]).audio[:, 4], reader.audio[[3]])
+    np.testing.assert_array_equal(reader.conditions([5, 9]).audio[:, AUDIO_WINDOW // 2], reader.audio[[7, 11]])
+    np.testing.assert_array_equal(reader.conditions([5], [3]).audio[:, AUDIO_WINDOW // 2], reader.audio[[3]])
     sound = np.concatenate(list(render.split_clip(reader, "test", "tiny", False).sound.blocks()), 1)
     heard = np.round(sound.reshape(-1, SAMPLES_PER_FRAME)[:, 300] * 50).astype(int)
     assert heard.tolist() == [i + 2 if i + 2 < 22 else 0 for i in reader.splits["val"]]

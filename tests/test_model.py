@@ -16,7 +16,7 @@ def conditions(batch=3, features=12, seed=0):
     g = torch.Generator().manual_seed(seed)
     view = torch.eye(4).repeat(batch, 1, 1)
     view[:, :3, 3] = torch.randn(batch, 3, generator=g)
-    return Conditions(torch.randn(batch, 8, features, generator=g), torch.rand(batch, 7, generator=g), view,
+    return Conditions(torch.randn(batch, 16, features, generator=g), torch.rand(batch, 7, generator=g), view,
                       torch.eye(3).repeat(batch, 1, 1), torch.arange(batch) * 10)  # fmt: skip
 
 
@@ -87,12 +87,35 @@ def test_the_frame_code_stays_at_the_last_trained_frame_and_can_be_held_still():
     assert (encoder(c) - encoder(c)[:1]).abs().max() == 0
 
 
+def test_a_frame_with_a_learned_code_of_its_own_may_look_like_no_other():
+    encoder = ConditionEncoder(("frame",), 12, 16, frames=30)
+    c = conditions()
+    encoder.fit(c)
+    tokens = encoder(c)
+    assert (tokens[0] - tokens[1]).abs().max() > 1e-3
+    tokens[1].sum().backward()
+    assert encoder.tokens["frame"].codes.grad.any(1).nonzero().flatten().tolist() == [10]
+
+
+@pytest.mark.parametrize("window", [8, 16])
+def test_a_model_hears_the_middle_rows_of_its_window_and_no_others(window):
+    encoder = ConditionEncoder(("audio",), 12, 16, audio_window=window)
+    c = conditions()
+    heard = []
+    for row in range(16):
+        changed = conditions()
+        changed.audio[:, row] += 1
+        if (encoder(changed) - encoder(c)).abs().max() > 0:
+            heard.append(row)
+    assert heard == list(range(8 - window // 2, 8 + window // 2))
+
+
 def test_an_audio_window_is_centred_and_zero_beyond_the_ends():
     features = torch.arange(1.0, 11.0)[:, None]
     windows = audio_windows(features, torch.tensor([0, 5, 9, 12]))[..., 0]
-    assert windows[0].tolist() == [0, 0, 0, 0, 1, 2, 3, 4]
-    assert windows[1].tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
-    assert windows[2].tolist() == [6, 7, 8, 9, 10, 0, 0, 0]
+    assert windows[0].tolist() == [0] * 8 + [1, 2, 3, 4, 5, 6, 7, 8]
+    assert windows[1].tolist() == [0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 0, 0, 0]
+    assert windows[2].tolist() == [2, 3, 4, 5, 6, 7, 8, 9, 10, 0, 0, 0, 0, 0, 0, 0]
     assert windows[3].tolist() == windows[2].tolist()  # a row the features do not have is the last one
 
 

@@ -15,6 +15,7 @@ from tiny_dataset import write_tiny_dataset
 import arguments
 import render
 from scene import Scene
+from scene.condition import AUDIO_WINDOW
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.audio import load_audio, load_sound
 from utils.errors import UserError
@@ -114,11 +115,11 @@ def test_speech_longer_than_the_clip_replays_its_poses_from_the_chosen_start(mod
     ids = [i for start in sorted(seen) for i in seen[start][0]]
     assert len(ids) == 75 and 3 not in ids and set(ids) == set(range(22)) - {3}  # frame 3 is not usable
     assert ids[0] == 5 and np.abs(np.diff(ids)).max() <= 2
-    loudness = np.concatenate([seen[start][1].audio[:, 4, 0] for start in sorted(seen)])  # the tone grows louder
+    loudness = np.concatenate([seen[start][1].audio[:, AUDIO_WINDOW // 2, 0] for start in sorted(seen)])  # the tone grows louder
     assert (np.diff(loudness) > 0).all()
     windows = np.concatenate([seen[start][1].audio[:, :, 0] for start in sorted(seen)])
     np.testing.assert_array_equal(windows[10, 1:], windows[11, :-1])  # across batches too
-    assert (windows[0, :4] == 0).all() and (windows[-1, 5:] == 0).all()
+    assert (windows[0, : AUDIO_WINDOW // 2] == 0).all() and (windows[-1, AUDIO_WINDOW // 2 + 1 :] == 0).all()
 
 
 def test_speech_shorter_than_a_frame_gives_one_frame(model, tmp_path):
@@ -267,7 +268,7 @@ def test_silence_shuts_the_mouth_and_speech_is_heard_unless_told_otherwise(model
 
     def conditions(reader, clip, start, ids):
         made = original(reader, clip, start, ids)
-        heard[start] = made.audio[:, 4, 0]
+        heard[start] = made.audio[:, AUDIO_WINDOW // 2, 0]
         return made
 
     monkeypatch.setattr(render, "batch_conditions", conditions)

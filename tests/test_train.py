@@ -88,6 +88,23 @@ def test_embeddings_grow_with_the_surfels_and_survive_resume_and_the_model_folde
         assert torch.equal(value, state[name]), name
 
 
+def test_corrections_of_single_frames_are_resumed_exactly_and_no_rendering_uses_them(dataset, tmp_path):
+    options = ["--pose_lr", "1e-3", "--exposure_lr", "1e-2", "--frame_code", "embedding", "--audio_window", "16", "--lambda_motion",
+               "0.1"]  # fmt: skip
+    run(dataset, tmp_path / "m", *options)
+    trained = latest_checkpoint(tmp_path / "m")
+    state = load_checkpoint(trained)["head"]
+    assert state["corrections.pose"].abs().max() > 1e-4 and state["corrections.exposure"].abs().max() > 1e-4
+    head, conditions = load_avatar(tmp_path / "m"), TalkingDatasetReader(dataset).conditions([0, 5])
+    before = head(conditions).xyz
+    head.corrections.pose.fill_(1.0)
+    assert torch.equal(head(conditions).xyz, before)
+    trained.unlink()
+    run(dataset, tmp_path / "m", *options)
+    for name, value in load_checkpoint(trained)["head"].items():
+        assert torch.equal(value, state[name]), name
+
+
 def test_killing_training_at_any_moment_loses_nothing_but_time(dataset, tmp_path):
     command = [sys.executable, "train.py", "-s", str(dataset), "--model_path", str(tmp_path / "killed"), *SMALL]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

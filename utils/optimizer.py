@@ -27,4 +27,8 @@ def create_optimizer(head: TalkingHead, config: argparse.Namespace) -> torch.opt
     ]
     groups += [{"name": "planes", "params": planes, "initial": config.plane_lr, "final": 0.1}] * bool(planes)
     groups.append({"name": "networks", "params": networks, "initial": config.network_lr, "final": 0.1})
+    groups += [
+        {"name": name, "params": [value], "initial": getattr(config, f"{name}_lr"), "final": 0.1}
+        for name, value in head.corrections.named_parameters()
+    ]
     return torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True, capturable=networks[0].is_cuda)
