@@ -11,9 +11,12 @@ both sides with the same landmark detector, and the filmed frames' own jitter st
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import re
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,7 @@ from utils.image import read_rgb
 from utils.perceptual import PerceptualLoss
 from utils.pipeline import prefetch
 from utils.progress import progress
+from utils.syncnet import load_syncnet, scores
 
 BATCH = 4
 BEHIND = {"none": "torso and background plate", "original": "the filmed frame (--paste original)"}
@@ -40,8 +44,12 @@ RING = 6  # half width of the neck ring, pixels at 512
 # name, unit, better; the rest of a line of the table is the value
 TABLE = (
     ("PSNR", "dB", "higher"), ("PSNR_head", "dB", "higher"), ("SSIM", "", "higher"), ("STLPIPS_alex", "", "lower"),
+    ("LPIPS_alex", "", "lower"), ("LPIPS_vgg", "", "lower"),
     ("LMD_px", "px", "lower"), ("LMD", "eye distances", "lower"), ("LipCorrelation", "", "higher"), ("LipLag", "frames", "0"),
-    ("Jitter", "px", "lower"), ("Jitter_gt", "px", "the filmed frames' own"), ("Seam", "of 255", "lower"),
+    ("LSE_D", "", "lower"), ("LSE_D_gt", "", "the filmed frames' own"), ("LSE_C", "", "higher"),
+    ("LSE_C_gt", "", "the filmed frames' own"), ("AVOffset", "frames", "0"), ("AVOffset_gt", "frames", "the filmed frames' own"),
+    ("Jitter", "px", "lower"), ("Jitter_gt", "px", "the filmed frames' own"), ("Flicker", "of 255", "lower"),
+    ("Flicker_gt", "of 255", "the filmed frames' own"), ("Seam", "of 255", "lower"),
     ("Seam_true_head", "of 255", "the filmed head put on the same way"), ("FacesFound", "share", "1"),
     ("FPS_network_raster", "frames/s", "higher"), ("FPS_memory", "frames/s", "higher"), ("FPS_mp4", "frames/s", "higher"),
 )  # fmt: skip
@@ -72,7 +80,7 @@ def find_landmarks(folder: Path, count: int, label: str) -> np.ndarray:
 
 def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, device: torch.device) -> dict[str, np.ndarray]:
     """Per-frame values (F,) of everything measured on pixels."""
-    perceptual = PerceptualLoss("alex").to(device)
+    distances = {"STLPIPS_alex": PerceptualLoss("alex").to(device)} | lpips_distances(device)
     part = PART_CLASSES[facts["part"]]
     backdrops = Backdrops(reader, facts["part"], facts.get("paste", "none"))
     radius = max(1, round(RING * reader.width / IMAGE_SIZE))
@@ -88,6 +96,7 @@ def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, dev
         return *(torch.from_numpy(p) for p in pictures), *(torch.from_numpy(m)[:, None].float() for m in masks)
 
     values: dict[str, list[np.ndarray]] = {}
+    recent = {"Flicker": [], "Flicker_gt": []}  # the last two frames of each, with the head's mask
     starts = progress(range(0, len(facts["ids"]), BATCH), label="pictures", unit="batch")
     for batch in prefetch(load, starts, ahead=2):
         rendered, true, backdrop = (from_bytes(pictures.to(device)) for pictures in batch[:3])
@@ -97,24 +106,65 @@ def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, dev
             "PSNR": measure.psnr(rendered, true),
             "PSNR_head": measure.psnr(rendered, true, head),
             "SSIM": measure.ssim(rendered, true),
-            "STLPIPS_alex": perceptual(rendered, true),
             "Seam": measure.masked_error(rendered, true, ring),
             "Seam_true_head": measure.masked_error(true_head, true, ring),
+            **{name: distance(rendered, true) for name, distance in distances.items()},
         }.items():
             values.setdefault(name, []).append(value.cpu().numpy())
-    return {name: np.concatenate(parts) for name, parts in values.items()}
+        for (name, held), pictures in zip(recent.items(), (rendered, true), strict=True):
+            held += zip(pictures, head, strict=True)
+            shimmer = [measure.flicker(a[None], b[None], c[None], mask[None]) for (a, _), (b, mask), (c, _) in windows(held, 3)]
+            values.setdefault(name, []).append(np.array([float(value) for value in shimmer]))
+            del held[:-2]
+    result = {name: np.concatenate(parts) for name, parts in values.items()}
+    steady = np.ptp(np.array(windows(facts["ids"], 3)).reshape(-1, 3), axis=1) == 2  # consecutive frames of the clip
+    for name in recent:
+        result[name] = np.pad(np.where(steady, result[name], np.nan), 1, constant_values=np.nan)[: len(facts["ids"])]
+    return result
 
 
-def face_metrics(folder: Path, count: int) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Per-frame and whole-clip values of the landmarks on our frames and the filmed ones."""
+def windows(items: list, count: int) -> list[list]:
+    """All runs of `count` neighbours."""
+    return [items[k : k + count] for k in range(len(items) - count + 1)]
+
+
+def lpips_distances(device: torch.device) -> dict[str, Callable]:
+    """LPIPS on AlexNet and VGG where the packages lpips and torchvision are, and their weights can be had; else nothing."""
+    try:
+        import lpips
+    except (ImportError, RuntimeError):  # RuntimeError: a torchvision that does not fit this torch
+        return {}
+    networks = {}
+    for net in ("alex", "vgg"):
+        try:
+            with contextlib.redirect_stdout(None):
+                network = lpips.LPIPS(net=net, verbose=False).eval().to(device)
+        except OSError as error:  # no network, and not downloaded before
+            print(f"warning: LPIPS ({net}) is left out: its weights could not be downloaded ({error})", file=sys.stderr)
+            continue
+        networks[f"LPIPS_{net}"] = lambda x, y, network=network: network(x, y, normalize=True).flatten()
+    return networks
+
+
+def face_metrics(folder: Path, count: int, samples: np.ndarray,
+                 device: torch.device) -> tuple[dict[str, np.ndarray], dict[str, float]]:  # fmt: skip
+    """Per-frame and whole-clip values of the landmarks on our frames and the filmed ones, whose sound is `samples`."""
     rendered, true = (find_landmarks(folder / kind, count, f"landmarks ({kind})") for kind in ("renders", "gt"))
     pixels, relative = measure.lmd(rendered, true)
     openings = measure.lip_opening(rendered), measure.lip_opening(true)
     correlation, lag = measure.correlation_and_lag(*openings)
     frames = {"LMD_px": pixels, "LMD": relative, "LipOpening": openings[0], "LipOpening_gt": openings[1]}
     clip = {"LipCorrelation": correlation, "LipLag": lag, "FacesFound": float(np.isfinite(rendered[:, 0, 0]).mean())}
-    for name, kind, marks in (("Jitter", "renders", rendered), ("Jitter_gt", "gt", true)):
-        clip[name] = measure.jitter(prefetch(lambda k, kind=kind: read_rgb(folder / kind / f"{k:05d}.png"), range(count)), marks)
+    network = load_syncnet()
+    for suffix, kind, marks in (("", "renders", rendered), ("_gt", "gt", true)):
+
+        def pictures(kind: str = kind) -> Iterator[np.ndarray]:
+            return prefetch(lambda k: read_rgb(folder / kind / f"{k:05d}.png"), range(count))
+
+        clip[f"Jitter{suffix}"] = measure.jitter(pictures(), marks)
+        if network is not None and np.isfinite(marks).any():
+            synced = scores(network.to(device), pictures(), marks, samples)
+            clip |= {f"{name}{suffix}": value for name, value in synced.items()}
     return frames, clip
 
 
@@ -126,7 +176,7 @@ def evaluate(model: Path, split: str = "test", iteration: int = -1, source: Path
     reader = TalkingDatasetReader(source or facts["source_path"], facts["audio_encoder"])
     with torch.inference_mode():
         frames = picture_metrics(folder, facts, reader, torch.device(device))
-    of_faces, clip = face_metrics(folder, len(facts["ids"]))
+        of_faces, clip = face_metrics(folder, len(facts["ids"]), reader.sound(facts["ids"]), torch.device(device))
     speed, measured_on = known_speed(model, facts["iteration"])
     clip |= speed
     frames |= of_faces
@@ -138,7 +188,7 @@ def evaluate(model: Path, split: str = "test", iteration: int = -1, source: Path
                     f"{facts['feather']} px at 512 over {BEHIND[facts.get('paste', 'none')]}, against the filmed frames",
         "region": "full frame; PSNR_head: head classes of parsing/ (face, hair, ears, hat); Seam: within "
                   f"{RING} px (at 512) of both the rendered part ({facts['part']}) and the body",
-        "averages": "mean over frames of each frame's value; correlation, lag and jitter over the clip",
+        "averages": "mean over frames of each frame's value; correlation, lag, jitter and LSE over the clip",
         "landmarks": "MediaPipe FaceLandmarker on both sides, 68 of its points",
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {_name(torch.device(device))}, torch {torch.__version__}",
     }  # fmt: skip

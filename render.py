@@ -65,14 +65,9 @@ def newest_model(root: Path = Path("model")) -> Path:
 
 
 def split_clip(reader, split: str, prefix: str, pictures: bool) -> Clip:
-    """The frames of a split as they were filmed, with their own sound (640 samples a frame, so gaps stay in sync)."""
+    """The frames of a split as they were filmed, with their own sound."""
     ids = reader.splits["val" if split == "test" else split]
-    samples = load_audio(reader.folder.require(reader.folder.audio))
-    rows = reader.audio_rows[ids].tolist()
-    samples = np.pad(samples, (0, max(0, (rows[-1] + 1) * SAMPLES_PER_FRAME - len(samples)))) if ids else samples
-    pieces = [samples[row * SAMPLES_PER_FRAME : (row + 1) * SAMPLES_PER_FRAME] for row in rows]
-    sound = np.concatenate(pieces)[None] if pieces else np.zeros((1, 0), np.float32)
-    return Clip(split, f"{prefix}_{split}", ids, Sound.of(sound, SAMPLE_RATE), truth=True, pictures=pictures)
+    return Clip(split, f"{prefix}_{split}", ids, Sound.of(reader.sound(ids), SAMPLE_RATE), truth=True, pictures=pictures)
 
 
 def custom_clip(reader, args: argparse.Namespace, recording: Recording, prefix: str) -> Clip:

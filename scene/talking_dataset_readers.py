@@ -11,7 +11,8 @@ import torch
 
 from scene.cameras import intrinsics
 from scene.condition import Conditions, audio_windows
-from utils.constants import BLINK_COLUMNS, DM_PER_M, UPPER_FACE_COLUMNS
+from utils.audio import load_audio
+from utils.constants import BLINK_COLUMNS, DM_PER_M, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.files import read_json, read_npy
@@ -130,6 +131,13 @@ class TalkingDatasetReader:
     def landmarks(self, i: int) -> np.ndarray:
         """(68, 2) float32 pixels, iBUG order."""
         return np.loadtxt(self.folder.require(self.folder.landmarks(i)), dtype=np.float32).reshape(68, 2)
+
+    def sound(self, ids: list[int]) -> np.ndarray:
+        """(S,) float32 at 16 kHz: the 640 samples of each frame one after the other, so that gaps in `ids` stay in sync."""
+        samples = load_audio(self.folder.require(self.folder.audio))
+        starts = SAMPLES_PER_FRAME * self.audio_rows[ids].numpy()
+        index = starts[:, None] + np.arange(SAMPLES_PER_FRAME)
+        return np.append(samples, np.float32(0))[np.minimum(index, len(samples))].ravel()  # silence beyond its end
 
     def conditions(self, pose_ids: list[int], audio_rows: list[int] | None = None,
                    audio: np.ndarray | None = None) -> Conditions:  # fmt: skip

@@ -3,6 +3,8 @@
 import itertools
 import json
 import shutil
+import sys
+import types
 
 import cv2
 import numpy as np
@@ -199,7 +201,40 @@ def test_results_hold_every_metric_and_the_protocol_they_were_taken_under(render
     assert "never re-encoded" in protocol["pictures"] and "full frame" in protocol["region"] and protocol["machine"]
     assert results["FPS_mp4"] == 50 and "batch 16, a box" in protocol["speed"]
     printed = capsys.readouterr().out
-    assert all(name in printed for name, *_ in metrics.TABLE) and "9 frames" in printed
+    optional = ("LPIPS", "LSE", "AVOffset")  # need packages or weights of the user's
+    assert all(name in printed for name, *_ in metrics.TABLE if not name.startswith(optional)) and "9 frames" in printed
+    assert results["Flicker"] > results["Flicker_gt"] > 0  # the noise of the last frame
+    flickers = [views["Flicker"][f"{k:05d}.png"] is not None for k in range(9)]
+    assert flickers == [0, 1, 0, 0, 1, 1, 1, 1, 0]  # frame 3 of the clip was dropped: there are no neighbours around it
+
+
+def test_scores_that_need_what_the_user_brings_are_there_when_it_is(rendered, talking, needs_stlpips, monkeypatch):
+    """LPIPS through the package of its name, SyncNet through its weights, each beside the filmed frames' own score."""
+
+    class Distance(torch.nn.Module):
+        def __init__(self, net, verbose):
+            super().__init__()
+            if net == "vgg":
+                raise OSError("no route to host")
+
+        def forward(self, x, y, normalize):
+            assert normalize
+            return (x - y).abs().mean((1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", types.SimpleNamespace(LPIPS=Distance))
+    monkeypatch.setattr(metrics, "load_syncnet", lambda: torch.nn.Identity())
+    heard = []
+
+    def scores(network, frames, marks, samples):
+        heard.append((sum(1 for _ in frames), len(marks), len(samples)))
+        return {"LSE_D": 7.0 + len(heard), "LSE_C": 8.0, "AVOffset": 0}
+
+    monkeypatch.setattr(metrics, "scores", scores)
+    metrics.main(["-m", str(rendered), "--device", "cpu"])
+    results = json.loads((rendered / "results.json").read_text())["ours_30"]
+    views = json.loads((rendered / "per_view.json").read_text())["ours_30"]
+    assert views["LPIPS_alex"]["00000.png"] == 0 < views["LPIPS_alex"]["00008.png"] and "LPIPS_vgg" not in results
+    assert (results["LSE_D"], results["LSE_D_gt"], results["LSE_C"]) == (8, 9, 8) and heard == [(9, 9, 9 * 640)] * 2
 
 
 def test_results_of_other_iterations_stay(rendered, talking, needs_stlpips):

@@ -137,6 +137,11 @@ def jitter(frames: Iterable[np.ndarray], landmarks: np.ndarray) -> float:
     return float(np.mean(lengths)) if lengths else float("nan")
 
 
+def flicker(last: Tensor, this: Tensor, following: Tensor, mask: Tensor) -> Tensor:
+    """(B,) mean absolute second difference in time (x255) of pictures (B, 3, H, W) over `mask` (B, 1, H, W): what shimmers."""
+    return masked_error(last + following, 2 * this, mask)
+
+
 def neck_ring(classes: np.ndarray, part: tuple[int, ...], radius: int) -> np.ndarray:
     """(H, W) bool: pixels within `radius` of both the rendered part and the neck or torso below it.
 

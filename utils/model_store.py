@@ -159,6 +159,11 @@ MODELS = {model.name: model for model in (
         (File("audio_visual_encoder.pth"),), lineage="scene/checkpoints/audio_visual_encoder.pth",
         how=f"download {_SYNCTALK}/raw/main/nerf_triplane/checkpoints/audio_visual_encoder.pth",
     ),
+    Model(
+        "syncnet", "LSE-C and LSE-D of metrics.py (SyncNet)", "of its authors (University of Oxford)",
+        (File("syncnet_v2.model"),),
+        how="download http://www.robots.ox.ac.uk/~vgg/software/lipsync/data/syncnet_v2.model",
+    ),
 )}  # fmt: skip
 
 
