@@ -28,8 +28,9 @@ class TriPlane(nn.Module):
     def forward(self, points: Tensor) -> Tensor:
         """(N, 3) points, dm -> (N, width) features."""
         unit = (points - self.box[0]) / (self.box[1] - self.box[0]) * 2 - 1
-        grid = torch.stack([unit[:, list(axes)] for axes in PLANE_AXES])[:, None]  # (3, 1, N, 2)
-        features = [
-            F.grid_sample(plane, grid, align_corners=True, padding_mode="border")[:, :, 0].prod(0) for plane in self.planes
-        ]
+        grid = torch.stack([torch.stack([unit[:, a], unit[:, b]], 1) for a, b in PLANE_AXES])[:, None]  # (3, 1, N, 2)
+        features = []
+        for plane in self.planes:
+            xy, xz, yz = F.grid_sample(plane, grid, align_corners=True, padding_mode="border")[:, :, 0]
+            features.append(xy * xz * yz)  # the gradient of .prod() asks the host whether there are zeros
         return torch.cat(features).T

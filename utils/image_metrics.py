@@ -7,6 +7,7 @@ Landmarks are (F, 68, 2) pixels in the iBUG order, NaN rows where no face was fo
 from __future__ import annotations
 
 import collections
+import functools
 from collections.abc import Iterable
 
 import cv2
@@ -39,6 +40,11 @@ def blur(maps: Tensor, kernel: Tensor, padding: str = "valid") -> Tensor:
     return planes.view(b, c, *planes.shape[-2:])
 
 
+@functools.cache
+def _ssim_window(device: torch.device) -> Tensor:
+    return gaussian_kernel(1.5, 5).to(device)
+
+
 def gaussian_kernel(sigma: float, radius: int | None = None) -> Tensor:
     """(2 radius + 1,) samples of a Gaussian, sum 1; `radius` defaults to 3 sigma."""
     radius = max(1, round(3 * sigma)) if radius is None else radius
@@ -62,7 +68,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     Sides must be at least 11 pixels. The formula needs only the sum of the two variances, so four blurs do.
     """
     b = x.shape[0]
-    means = blur(torch.cat([x, y, x * x + y * y, x * y]), gaussian_kernel(1.5, 5))
+    means = blur(torch.cat([x, y, x * x + y * y, x * y]), _ssim_window(x.device))
     mean_x, mean_y, squares, product = means.split(b)
     both, cross = mean_x * mean_x + mean_y * mean_y, mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
