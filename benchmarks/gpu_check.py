@@ -190,6 +190,24 @@ def check_knn(check: Checks) -> None:
         check.below(f"distCUDA2, {count} points against the k-d tree", float(((got - want).abs() / want).max()), 1e-5)
 
 
+def check_loss(check: Checks) -> None:
+    from diff_surfel_rasterization import ssim_l1
+    from rasterizer_scenes import relative_error
+    from test_rasterizer_loss import pictures, plain
+
+    for height, width in ((11, 11), (32, 32), (45, 70), (260, 137)):
+        for dtype, limit in ((torch.float32, 2e-5), (torch.float64, 1e-6)):
+            image, target, weight = (t.cuda() for t in pictures(height=height, width=width, dtype=dtype))
+            leaf, truth = image.clone().requires_grad_(), image.double().requires_grad_()
+            got, want = ssim_l1(leaf, target, weight), plain(truth, target.double(), weight.double())
+            for out in (got, want):
+                (out[0].sum() + (out[1] * torch.tensor([1.0, 3.0], device="cuda")).sum()).backward()
+            error = max(relative_error(a, b) for a, b in zip((*got, leaf.grad), (*want, truth.grad), strict=True))
+            check.below(f"ssim_l1 {height} x {width}, {dtype}: values and gradient", error, limit)
+            again = ssim_l1(leaf, target, weight)
+            check.row("   twice the same bit for bit", all(torch.equal(a, b) for a, b in zip(got, again, strict=True)))
+
+
 def milliseconds(call, repeats: int = 30, before=lambda: None) -> float:
     times = []
     for i in range(repeats + 5):
@@ -259,6 +277,35 @@ def time_scene(batch: int, count: int, channels: int, aux=(), sigma: float = 1.5
             print(f"      {event.device_time_total / 10:9.1f} us a step   {event.count / 10:4.1f} x {event.key[:90]}")
 
 
+def time_loss() -> None:
+    """SSIM + L1 of 16 pictures, each kernel chain as a replayed CUDA graph, and plain torch called eagerly."""
+    from diff_surfel_rasterization import image_loss, ssim_l1
+    from test_rasterizer_loss import plain
+
+    target, weight = torch.rand(16, 3, 512, 512, device="cuda"), torch.rand(16, 1, 512, 512, device="cuda")
+    image = (target + 0.1 * torch.randn_like(target)).requires_grad_()
+    g_ssim, g_l1 = torch.full((16,), -1 / 16, device="cuda"), torch.full((16, 1), 1 / 16, device="cuda")
+    _, _, state = image_loss.forward_op(image.detach(), target, weight, True)
+    calls = {
+        "forward for training": lambda: image_loss.forward_op(image.detach(), target, weight, True),
+        "forward alone": lambda: image_loss.forward_op(image.detach(), target, weight, False),
+        "backward": lambda: image_loss.backward_op(g_ssim, g_l1, image.detach(), target, weight, state),
+    }
+    for name, call in calls.items():
+        graph = torch.cuda.CUDAGraph()
+        with torch.no_grad(), torch.cuda.graph(graph):
+            call()
+        print(f"ssim_l1, 16 x 3 x 512 x 512, {name}: {milliseconds(graph.replay):.3f} ms (goal: training's two 0.35)")
+
+    def step(function):
+        image.grad = None
+        similarity, l1 = function(image, target, weight)
+        (l1.mean() - similarity.mean()).backward()
+
+    for name, function in (("ssim_l1", ssim_l1), ("plain torch", plain)):
+        print(f"{name}, forward and backward through autograd: {milliseconds(lambda f=function: step(f), 10):.3f} ms")
+
+
 def times() -> None:
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     a, b = torch.empty(2**30, dtype=torch.uint8, device="cuda"), torch.empty(2**30, dtype=torch.uint8, device="cuda")
@@ -272,6 +319,7 @@ def times() -> None:
         time_scene(batch, 50_000, 7)
         time_scene(batch, 50_000, 3)
         time_scene(batch, 70_000, 7, aux)
+    time_loss()
     from simple_knn import distCUDA2
 
     points = torch.randn(1_000_000, 3, device="cuda")
@@ -291,12 +339,17 @@ def sanitize(check: Checks) -> None:
 
 
 def small_suite() -> None:
-    from diff_surfel_rasterization import rasterize_surfels
+    from diff_surfel_rasterization import rasterize_surfels, ssim_l1
     from rasterizer_scenes import AUX, leaves, maps, random_loss, scene
+    from test_rasterizer_loss import pictures
 
     for channels, aux, count in ((7, (), 60), (4, AUX, 60), (3, AUX, 700)):
         given = leaves(to(scene(channels=channels, batch=2, count=count), "cuda", torch.float32))
         random_loss(maps(rasterize_surfels(**given, aux=aux), aux)).backward()
+    for dtype in (torch.float32, torch.float64):
+        image, target, weight = (t.cuda() for t in pictures(dtype=dtype))
+        ssim_l1(image, target, weight)
+        sum(out.sum() for out in ssim_l1(image.requires_grad_(), target, weight)).backward()
     torch.cuda.synchronize()
 
 
@@ -312,13 +365,13 @@ def main() -> None:
         sys.exit("gpu_check needs a GPU that torch can use; tests/test_rasterizer_cuda.py checks the kernels without one")
     if not args.no_build:
         build()
-    sys.path[:0] = [str(BUILD / "site"), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    sys.path[:0] = [str(BUILD / "site"), str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
     if args.sanitized:
         small_suite()
         return
     check = Checks()
     if not args.skip_checks:
-        for part in (check_against_reference, check_properties, check_knn):
+        for part in (check_against_reference, check_properties, check_loss, check_knn):
             part(check)
         print(f"{check.failures} failures" if check.failures else "all checks passed", flush=True)
     if args.sanitizer:

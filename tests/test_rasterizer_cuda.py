@@ -17,6 +17,7 @@ import emulated
 import test_rasterizer
 import test_rasterizer_gradients
 import test_rasterizer_interface
+import test_rasterizer_loss
 from diff_surfel_rasterization import cuda, ops, rasterize_surfels, reference
 from rasterizer_scenes import AUX, LEAVES, leaves, maps, random_loss, relative_error, scene
 
@@ -33,7 +34,7 @@ CPU_ONLY = {
     "test_finite_differences_where_the_low_pass_disc_takes_over",
     "test_finite_differences_of_sh_and_of_the_view_direction",
 }
-for module in (test_rasterizer, test_rasterizer_gradients, test_rasterizer_interface):
+for module in (test_rasterizer, test_rasterizer_gradients, test_rasterizer_interface, test_rasterizer_loss):
     globals().update({name: test for name, test in vars(module).items() if name.startswith("test_") and name not in CPU_ONLY})
 
 

@@ -125,7 +125,7 @@ class BuildLibrary(build_ext):
         objects = Path(self.build_temp)
         objects.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
-        jobs = {objects / "rasterize.o": [*compiler, "-c", CSRC / "rasterize.cpp"]}
+        jobs = {objects / f"{name}.o": [*compiler, "-c", CSRC / f"{name}.cpp"] for name in ("rasterize", "image_loss")}
         for name, flags in VARIANTS.items():
             jobs[objects / f"{name}.o"] = [*compiler, *flags, f"-DSURFEL_NAMESPACE=surfel_{name}", "-c", CSRC / "kernels.cpp"]
         with ThreadPoolExecutor(os.cpu_count()) as pool:

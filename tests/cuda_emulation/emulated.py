@@ -25,13 +25,12 @@ class EmulatedBackEnd(cuda.BackEnd):
 @contextlib.contextmanager
 def in_place_of_the_cpu(back_end: EmulatedBackEnd):
     """The ops run on `back_end` for CPU tensors."""
-    kernels = (ops.forward_op, ops.backward_op, ops.sh_op, ops.sh_backward_op)
-    before, state_bytes = [op._backend_fns["cpu"] for op in kernels], ops.STATE_BYTES["cpu"]
+    before, state_bytes = [op._backend_fns["cpu"] for op in cuda.OPS], ops.STATE_BYTES["cpu"]
     back_end.register("cpu")
     ops.STATE_BYTES["cpu"] = ops.STATE_BYTES["cuda"]
     try:
         yield back_end
     finally:
-        for op, kernel in zip(kernels, before, strict=True):
+        for op, kernel in zip(cuda.OPS, before, strict=True):
             op.register_kernel("cpu")(kernel)
         ops.STATE_BYTES["cpu"] = state_bytes

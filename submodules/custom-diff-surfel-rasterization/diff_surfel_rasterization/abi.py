@@ -34,6 +34,12 @@ class ShCall(ctypes.Structure):
     )
 
 
+class LossCall(ctypes.Structure):
+    _fields_ = fields(I64, "batch channels height width weights threads s_weight") + fields(
+        POINTER, "image target weight ssim l1 d_similarity partial g_ssim g_l1 d_image"
+    )
+
+
 def image_stride(t: Tensor | None) -> int:
     """Elements from one image to the next; 0 when all images share one array."""
     return 0 if t is None or t.shape[0] == 1 else t.numel() // t.shape[0]
@@ -65,3 +71,11 @@ def make_call(inputs, width, height, near, far, cutoff, aux, batch, threads=1) -
 def make_sh_call(means, sh, viewmats, degree, batch, threads=1) -> tuple[ShCall, list]:
     call = ShCall(batch=batch, surfels=means.shape[1], coefficients=sh.shape[2], degree=degree, threads=threads)
     return call, fill(call, ("means", "sh", "viewmats"), (means, sh, viewmats), strides=True)
+
+
+def make_loss_call(image, target, weight, threads=1) -> tuple[LossCall, list]:
+    batch, channels, height, width = image.shape
+    weights = 1 if weight is None else weight.shape[1]
+    call = LossCall(batch=batch, channels=channels, height=height, width=width, weights=weights, threads=threads)
+    call.s_weight = image_stride(weight)
+    return call, fill(call, ("image", "target", "weight"), (image, target, weight))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from . import abi, ops
+from . import abi, image_loss, ops
 
 
 def _load() -> ctypes.CDLL:
@@ -18,7 +18,7 @@ def _load() -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.surfel_cpu_level.restype = ctypes.c_char_p
     library.surfel_call_size.restype = abi.I64
-    if (library.surfel_call_size(0), library.surfel_call_size(1)) != (ctypes.sizeof(abi.Call), ctypes.sizeof(abi.ShCall)):
+    if [library.surfel_call_size(i) for i in range(3)] != [ctypes.sizeof(c) for c in (abi.Call, abi.ShCall, abi.LossCall)]:
         raise ImportError(f"{path} is of another version than this package: reinstall diff-surfel-rasterization")
     return library
 
@@ -92,3 +92,21 @@ def _sh_backward(grad, means, sh, viewmats, degree):
     abi.fill(call, ("d_means", "d_sh"), outputs)
     _library.surfel_sh_backward(ctypes.byref(call), int(means.dtype == torch.float64))
     return outputs
+
+
+@image_loss.forward_op.register_kernel("cpu")
+def _ssim_l1(image, target, weight, save):
+    outputs = image_loss.empty_outputs(image, weight, save)
+    call, _keep = abi.make_loss_call(image, target, weight, torch.get_num_threads())
+    abi.fill(call, ("ssim", "l1", "d_similarity"), outputs)
+    _check(_library.surfel_loss_forward(ctypes.byref(call), int(image.dtype == torch.float64)))
+    return outputs
+
+
+@image_loss.backward_op.register_kernel("cpu")
+def _ssim_l1_backward(g_ssim, g_l1, image, target, weight, d_similarity):
+    call, _keep = abi.make_loss_call(image, target, weight, torch.get_num_threads())
+    output = image.new_empty(image.shape)
+    _incoming = abi.fill(call, ("g_ssim", "g_l1", "d_similarity", "d_image"), (g_ssim, g_l1, d_similarity, output))
+    _library.surfel_loss_backward(ctypes.byref(call), int(image.dtype == torch.float64))
+    return output

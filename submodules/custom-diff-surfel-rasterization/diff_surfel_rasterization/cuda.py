@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import abi, ops
+from . import abi, image_loss, ops
 
 EDGE, LONGEST_SIDE, MOST_IMAGES = 8, 65535, 65535
 PAIRS_PER_SURFEL, PAIRS_PER_IMAGE = 5, 1024
+LOSS_EDGE = {torch.float32: 32, torch.float64: 16}  # pixels of a block of the image loss
+OPS = (ops.forward_op, ops.backward_op, ops.sh_op, ops.sh_backward_op, image_loss.forward_op, image_loss.backward_op)
 COUNTERS_BYTES = 8 + 2 * 64 * 4
 LISTS = ("records", "normals", "tile_start", "tile_count", "tile_order", "ids")
 PIXELS = ("transmittance", "moments", "last", "median")
@@ -81,13 +83,13 @@ def _allocate(call: CudaCall, names, sizes, device) -> Tensor:
 
 
 class BackEnd:
-    """The four kernels over a loaded library. What depends on a real device stands in the methods that the emulation replaces."""
+    """The kernels over a loaded library. What depends on a real device stands in the methods that the emulation replaces."""
 
     def __init__(self, library: ctypes.CDLL):
-        sizes = [ctypes.sizeof(CudaCall), ctypes.sizeof(abi.ShCall), COUNTERS_BYTES]
+        sizes = [ctypes.sizeof(CudaCall), ctypes.sizeof(abi.ShCall), COUNTERS_BYTES, ctypes.sizeof(abi.LossCall)]
         library.surfel_cuda_call_size.restype = abi.I64
         library.surfel_cuda_error.restype = ctypes.c_char_p
-        if [library.surfel_cuda_call_size(i) for i in range(3)] != sizes:
+        if [library.surfel_cuda_call_size(i) for i in range(4)] != sizes:
             raise ImportError("libsurfel_cuda.so is of another version than this package: reinstall diff-surfel-rasterization")
         self.library = library
         self.most_pairs = {}  # by the sizes of a call
@@ -245,12 +247,33 @@ class BackEnd:
             self.run("surfel_cuda_sh_backward", call, means.dtype, means.device)
         return outputs
 
+    def ssim_l1(self, image, target, weight, save):
+        (batch, channels, height, width), dtype = image.shape, image.dtype
+        if batch * channels > MOST_IMAGES:
+            raise ValueError(f"CUDA compares up to {MOST_IMAGES} images times channels in a call")
+        with self.on(image.device):
+            outputs = image_loss.empty_outputs(image, weight, save)
+            call, _keep = abi.make_loss_call(image, target, weight)
+            abi.fill(call, ("ssim", "l1", "d_similarity"), outputs)
+            edge = LOSS_EDGE[dtype]
+            blocks = batch * channels * -(-height // edge) * -(-width // edge)
+            partial = image.new_empty(blocks * (1 + call.weights))
+            call.partial = abi.pointer(partial)
+            self.run("surfel_cuda_loss_forward", call, dtype, image.device)
+        return outputs
+
+    def ssim_l1_backward(self, g_ssim, g_l1, image, target, weight, d_similarity):
+        with self.on(image.device):
+            call, _keep = abi.make_loss_call(image, target, weight)
+            output = image.new_empty(image.shape)
+            _incoming = abi.fill(call, ("g_ssim", "g_l1", "d_similarity", "d_image"), (g_ssim, g_l1, d_similarity, output))
+            self.run("surfel_cuda_loss_backward", call, image.dtype, image.device)
+        return output
+
     def register(self, device_type: str) -> None:
         """Makes these the kernels of the ops for a device type."""
-        for op, kernel in (
-            (ops.forward_op, self.forward), (ops.backward_op, self.backward), (ops.sh_op, self.sh),
-            (ops.sh_backward_op, self.sh_backward),
-        ):  # fmt: skip
+        kernels = (self.forward, self.backward, self.sh, self.sh_backward, self.ssim_l1, self.ssim_l1_backward)
+        for op, kernel in zip(OPS, kernels, strict=True):
             op.register_kernel(device_type)(kernel)
 
 
@@ -273,5 +296,5 @@ def _missing(*args, **kwargs):
 if available():
     BackEnd(ctypes.CDLL(str(library_path()))).register("cuda")
 else:
-    for _op in (ops.forward_op, ops.backward_op, ops.sh_op, ops.sh_backward_op):
+    for _op in OPS:
         _op.register_kernel("cuda")(_missing)

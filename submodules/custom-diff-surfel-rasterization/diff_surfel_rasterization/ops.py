@@ -49,7 +49,7 @@ def gradient_outputs(inputs, batch: int, make=torch.empty_like) -> tuple[Tensor,
     return (*outputs, make(means.new_empty(batch, means.shape[1], 2)))
 
 
-def _no_kernel(name: str):
+def no_kernel(name: str):
     def missing(*args, **kwargs):
         raise NotImplementedError(f"diff_surfel_rasterization has no {name} kernel for this device")
 
@@ -62,7 +62,7 @@ _VIEW = "int width, int height, float near, float far, str cutoff, str aux"
 
 forward_op = torch.library.custom_op(
     "surfel::rasterize",
-    _no_kernel("rasterize"),
+    no_kernel("rasterize"),
     mutates_args=(),
     device_types=(),
     schema=f"({_INPUTS}, Tensor? screen, {_VIEW}, bool save) -> "
@@ -71,21 +71,21 @@ forward_op = torch.library.custom_op(
 )
 backward_op = torch.library.custom_op(
     "surfel::rasterize_backward",
-    _no_kernel("rasterize_backward"),
+    no_kernel("rasterize_backward"),
     mutates_args=(),
     device_types=(),
     schema=f"(Tensor?[] grads, {_INPUTS}, Tensor state, {_VIEW}) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 sh_op = torch.library.custom_op(
     "surfel::sh_colour",
-    _no_kernel("sh_colour"),
+    no_kernel("sh_colour"),
     mutates_args=(),
     device_types=(),
     schema="(Tensor means, Tensor sh, Tensor viewmats, int degree) -> Tensor",
 )
 sh_backward_op = torch.library.custom_op(
     "surfel::sh_colour_backward",
-    _no_kernel("sh_colour_backward"),
+    no_kernel("sh_colour_backward"),
     mutates_args=(),
     device_types=(),
     schema="(Tensor grad, Tensor means, Tensor sh, Tensor viewmats, int degree) -> (Tensor, Tensor)",

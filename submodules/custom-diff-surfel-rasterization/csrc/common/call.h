@@ -24,3 +24,13 @@ struct ShCall {
   const void* g_colours;
   void *d_means, *d_sh;
 };
+
+// Image loss: ssim (B), l1 (B, weights), and if wanted the gradient of the former, d_similarity (B, C, H, W). Backward makes d_image.
+struct LossCall {
+  int64_t batch, channels, height, width, weights, threads, s_weight;
+  const void *image, *target, *weight;   // (B, C, H, W), likewise, (B or 1, weights, H, W) or null: one weight, 1 everywhere
+  void *ssim, *l1, *d_similarity;
+  void* partial;                         // CUDA's scratch of forward: 1 + weights numbers for each block of pixels, see cuda.py
+  const void *g_ssim, *g_l1;
+  void* d_image;
+};

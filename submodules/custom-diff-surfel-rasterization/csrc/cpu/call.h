@@ -1,5 +1,6 @@
 // The CPU host code's small tools.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <new>
@@ -28,3 +29,22 @@ template <class T> class Buffer {
   T* data_ = nullptr;
   size_t capacity_ = 0;
 };
+
+template <class T> const T* at(const void* base, int64_t stride, int64_t b) {
+  return base ? static_cast<const T*>(base) + stride * b : nullptr;
+}
+template <class T> T* at(void* base, int64_t stride, int64_t b) { return base ? static_cast<T*>(base) + stride * b : nullptr; }
+
+// Threads for so many tasks: starting one costs more than a small image.
+inline int worthwhile(int64_t threads, int64_t tasks) { return (int)std::max<int64_t>(1, std::min(threads, tasks)); }
+
+template <class F> int guarded(F f) {
+  try {
+    f();
+    return 0;
+  } catch (const std::bad_alloc&) {
+    return 1;
+  }
+}
+
+#define EXPORT extern "C" __attribute__((visibility("default")))

@@ -22,6 +22,19 @@ template <class T> struct TileJob {
   T* scratch;                        // scratch_size(channels) numbers, 64-byte aligned, one per thread
 };
 
+// Rows first .. last - 1 of one plane of the image loss (ssim.h).
+template <class T> struct LossBand {
+  const T *image, *target, *weight;  // planes; `weights` planes, or null
+  int width, height, first, last, weights;
+  T* gradient;                       // plane, or null: of `scale` times the plane's sum of similarities
+  T scale;
+  double* sums;                      // (1 + weights): of the similarities, of weight times |image - target|
+  T* scratch;                        // kLossRows rows of loss_pitch(width) numbers, 64-byte aligned
+};
+
+constexpr int kLossRows = 85;
+inline int64_t loss_pitch(int width) { return (width + 64) / 16 * 16; }
+
 inline int64_t scratch_size(int channels) { return int64_t(kTilePixels) * (channels + 16) + 16 * channels; }
 
 template <class T> struct Kernels {
@@ -33,6 +46,7 @@ template <class T> struct Kernels {
   // [channel count: kChannelPaths, 0 = any][aux maps or not]
   void (*forward[5][2])(const TileJob<T>&);
   void (*backward[5][2])(const TileJob<T>&);
+  void (*loss_band)(const LossBand<T>&);
 };
 
 constexpr int kChannelPaths[5] = {0, 3, 4, 7, 8};

@@ -1,60 +1,16 @@
 // The CPU back end's C interface: images one after the other, each in parallel over surfels and tiles.
 // Every sum is taken in an order fixed by the data, so results do not depend on the number of threads.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 #include "../common/sh.h"
 #include "../common/surfel.h"
 #include "call.h"
-#include "kernels.h"
+#include "select.h"
 
 using namespace SURFEL_NAMESPACE;
 
-#define DECLARE(name)                        \
-  const Kernels<float>* name##_float();      \
-  const Kernels<double>* name##_double();
-DECLARE(surfel_base)
-#ifdef SURFEL_X86
-DECLARE(surfel_avx2)
-DECLARE(surfel_avx512)
-#endif
-
 namespace {
-
-enum Level { kBase, kAvx2, kAvx512 };
-
-Level best_level() {
-#ifdef SURFEL_X86
-  __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma"))
-    return kAvx512;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2;
-#endif
-  return kBase;
-}
-
-// The best set of kernels for this CPU. SURFEL_CPU = base | avx2 lowers the choice (for tests and bug reports).
-Level level() {
-  static const Level chosen = [] {
-    const Level best = best_level();
-    const char* name = std::getenv("SURFEL_CPU");
-    if (name && !std::strcmp(name, "base")) return kBase;
-    if (name && !std::strcmp(name, "avx2")) return std::min(best, kAvx2);
-    return best;
-  }();
-  return chosen;
-}
-
-template <class T> const Kernels<T>* select_kernels();
-#ifdef SURFEL_X86
-#define SELECT(T) (level() == kAvx512 ? surfel_avx512_##T() : level() == kAvx2 ? surfel_avx2_##T() : surfel_base_##T())
-#else
-#define SELECT(T) surfel_base_##T()
-#endif
-template <> const Kernels<float>* select_kernels<float>() { return SELECT(float); }
-template <> const Kernels<double>* select_kernels<double>() { return SELECT(double); }
 
 struct Touched { uint32_t tile, blocks, id, depth_bits; };
 
@@ -71,11 +27,6 @@ template <class T> struct Image {
   int columns, rows, pair_count;
 };
 
-template <class T> const T* at(const void* base, int64_t stride, int64_t b) {
-  return base ? static_cast<const T*>(base) + stride * b : nullptr;
-}
-template <class T> T* at(void* base, int64_t stride, int64_t b) { return base ? static_cast<T*>(base) + stride * b : nullptr; }
-
 template <class T> struct ImageInputs {
   const T *means, *quats, *scales, *opacities, *features;
   ImageInputs(const Call& c, int64_t b)
@@ -89,9 +40,6 @@ template <class T> bool all_finite(const T* v, int64_t count) {
   for (int64_t i = 0; i < count; i++) sum += v[i] * T(0);
   return sum == T(0);
 }
-
-// Threads for so many tasks: starting one costs more than a small image.
-int worthwhile(int64_t threads, int64_t tasks) { return (int)std::max<int64_t>(1, std::min(threads, tasks)); }
 
 // Projects every surfel of image b and lists, for each tile, the surfels that touch it from front to back.
 template <class T> void prepare(const Call& c, int64_t b, const Kernels<T>& kernels, Image<T>& image, int32_t* radii) {
@@ -325,18 +273,8 @@ template <class T> void sh_backward(const ShCall& c) {
   }
 }
 
-template <class F> int guarded(F f) {
-  try {
-    f();
-    return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
-}
-
 }  // namespace
 
-#define EXPORT extern "C" __attribute__((visibility("default")))
 EXPORT int surfel_forward(const Call* c, int is_double) {
   return guarded([&] { is_double ? forward<double>(*c) : forward<float>(*c); });
 }
@@ -349,4 +287,4 @@ EXPORT const char* surfel_cpu_level() {
   static const char* const names[] = {"base", "avx2", "avx512"};
   return names[level()];
 }
-EXPORT int64_t surfel_call_size(int sh) { return sh ? sizeof(ShCall) : sizeof(Call); }
+EXPORT int64_t surfel_call_size(int what) { return what == 2 ? sizeof(LossCall) : what == 1 ? sizeof(ShCall) : sizeof(Call); }

@@ -357,21 +357,4 @@ template <class T, int F, bool kAux> void backward_tile(const TileJob<T>& j) {
   }
 }
 
-template <class T> const Kernels<T>* kernels() {
-  static const Kernels<T> table = {
-      place<T>,
-      project_backward<T>,
-      {{forward_tile<T, 0, false>, forward_tile<T, 0, true>},
-       {forward_tile<T, 3, false>, forward_tile<T, 3, true>},
-       {forward_tile<T, 4, false>, forward_tile<T, 4, true>},
-       {forward_tile<T, 7, false>, forward_tile<T, 7, true>},
-       {forward_tile<T, 8, false>, forward_tile<T, 8, true>}},
-      {{backward_tile<T, 0, false>, backward_tile<T, 0, true>},
-       {backward_tile<T, 3, false>, backward_tile<T, 3, true>},
-       {backward_tile<T, 4, false>, backward_tile<T, 4, true>},
-       {backward_tile<T, 7, false>, backward_tile<T, 7, true>},
-       {backward_tile<T, 8, false>, backward_tile<T, 8, true>}}};
-  return &table;
-}
-
 }  // namespace SURFEL_NAMESPACE

@@ -3,6 +3,7 @@
 #pragma once
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -37,6 +38,12 @@ template <class T> struct Vec {
   Vec(int s) : Vec(T(s)) {}
   static Vec load(const T* p) { return Vec(*reinterpret_cast<const Reg*>(p)); }
   void store(T* p) const { *reinterpret_cast<Reg*>(p) = r; }
+  static Vec load_unaligned(const T* p) {
+    Vec v;
+    std::memcpy(&v.r, p, sizeof(Reg));
+    return v;
+  }
+  void store_unaligned(T* p) const { std::memcpy(p, &r, sizeof(Reg)); }
   friend Vec operator+(Vec a, Vec b) { return Vec(a.r + b.r); }
   friend Vec operator-(Vec a, Vec b) { return Vec(a.r - b.r); }
   friend Vec operator*(Vec a, Vec b) { return Vec(a.r * b.r); }
@@ -107,6 +114,8 @@ template <> struct Vec<float> {
   Vec(int s) : Vec(float(s)) {}
   static Vec load(const float* p) { return _mm512_load_ps(p); }
   void store(float* p) const { _mm512_store_ps(p, r); }
+  static Vec load_unaligned(const float* p) { return _mm512_loadu_ps(p); }
+  void store_unaligned(float* p) const { _mm512_storeu_ps(p, r); }
   friend Vec operator+(Vec a, Vec b) { return _mm512_add_ps(a.r, b.r); }
   friend Vec operator-(Vec a, Vec b) { return _mm512_sub_ps(a.r, b.r); }
   friend Vec operator*(Vec a, Vec b) { return _mm512_mul_ps(a.r, b.r); }
@@ -148,6 +157,8 @@ template <> struct Vec<float> {
   Vec(int s) : Vec(float(s)) {}
   static Vec load(const float* p) { return _mm256_load_ps(p); }
   void store(float* p) const { _mm256_store_ps(p, r); }
+  static Vec load_unaligned(const float* p) { return _mm256_loadu_ps(p); }
+  void store_unaligned(float* p) const { _mm256_storeu_ps(p, r); }
   friend Vec operator+(Vec a, Vec b) { return _mm256_add_ps(a.r, b.r); }
   friend Vec operator-(Vec a, Vec b) { return _mm256_sub_ps(a.r, b.r); }
   friend Vec operator*(Vec a, Vec b) { return _mm256_mul_ps(a.r, b.r); }

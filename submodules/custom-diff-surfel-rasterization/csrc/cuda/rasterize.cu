@@ -1,5 +1,6 @@
 // The CUDA back end's C interface. Everything is put on the caller's stream; nothing is allocated and nothing waits.
 #include "binning.h"
+#include "ssim.h"
 #include "surfels.h"
 #include "tiles.h"
 
@@ -81,6 +82,31 @@ template <class T> void sh_backward(const ShCall& c, cudaStream_t stream) {
   if (c.surfels) SURFEL_LAUNCH(sh_gradients<T>, dim3(blocks_for(c.surfels, 128), (int)c.batch / together), 128, stream, c, together);
 }
 
+template <class T, bool kGradient> void launch_loss(const LossCall& c, LossJob& j, cudaStream_t stream) {
+  constexpr int edge = LossTile<T, kGradient>::kOut;
+  j.tiles_x = blocks_for(j.width, edge);
+  j.tiles = j.tiles_x * blocks_for(j.height, edge);
+  const auto in = [](const void* p) { return static_cast<const T*>(p); };
+  SURFEL_LAUNCH((loss_tiles<T, kGradient>), dim3(j.tiles, (int)(c.batch * c.channels)), kLossThreads, stream, j, in(c.image), in(c.target),
+                in(c.weight), static_cast<T*>(c.d_similarity), static_cast<T*>(c.partial));
+}
+
+LossJob loss_job(const LossCall& c) { return {(int)c.channels, (int)c.width, (int)c.height, (int)c.weights, 0, 0, c.s_weight}; }
+
+template <class T> void loss_forward(const LossCall& c, cudaStream_t stream) {
+  LossJob j = loss_job(c);
+  c.d_similarity ? launch_loss<T, true>(c, j, stream) : launch_loss<T, false>(c, j, stream);
+  SURFEL_LAUNCH(loss_sums<T>, dim3(1 + j.weights, (int)c.batch), kLossThreads, stream, j, static_cast<const T*>(c.partial),
+                static_cast<T*>(c.ssim), static_cast<T*>(c.l1));
+}
+
+template <class T> void loss_backward(const LossCall& c, cudaStream_t stream) {
+  const auto in = [](const void* p) { return static_cast<const T*>(p); };
+  const dim3 grid(blocks_for(c.width * c.height, kLossThreads * kLossPixels), (int)(c.batch * c.channels));
+  SURFEL_LAUNCH(loss_gradient<T>, grid, kLossThreads, stream, loss_job(c), in(c.image), in(c.target), in(c.weight),
+                in(c.d_similarity), in(c.g_ssim), in(c.g_l1), static_cast<T*>(c.d_image));
+}
+
 }  // namespace
 }  // namespace surfel
 
@@ -98,7 +124,9 @@ ENTRY(surfel_cuda_forward, forward, CudaCall)
 ENTRY(surfel_cuda_backward, backward, CudaCall)
 ENTRY(surfel_cuda_sh_forward, sh_forward, ShCall)
 ENTRY(surfel_cuda_sh_backward, sh_backward, ShCall)
+ENTRY(surfel_cuda_loss_forward, loss_forward, LossCall)
+ENTRY(surfel_cuda_loss_backward, loss_backward, LossCall)
 EXPORT const char* surfel_cuda_error(int code) { return cudaGetErrorString((cudaError_t)code); }
 EXPORT int64_t surfel_cuda_call_size(int what) {
-  return what == 2 ? sizeof(surfel::Counters) : what == 1 ? sizeof(ShCall) : sizeof(surfel::CudaCall);
+  return what == 3 ? sizeof(LossCall) : what == 2 ? sizeof(surfel::Counters) : what == 1 ? sizeof(ShCall) : sizeof(surfel::CudaCall);
 }
