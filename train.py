@@ -56,7 +56,7 @@ class Trainer:
         few = reader.splits["val"][:: -(-len(reader.splits["val"]) // HELD_OUT) or 1]
         self.data = TrainingSet(reader, reader.splits["train"], config.part, self.device)
         self.held_out = TrainingSet(reader, few, config.part, self.device, self.data.window).hold() if few else None
-        self.perceptual = PerceptualLoss("alex").to(self.device) if config.lambda_perceptual else None
+        self.perceptual = PerceptualLoss(config.perceptual_net).to(self.device) if config.lambda_perceptual else None
         self.regions, self.neighbours = AttentionRegions(read_face(reader).points.numpy()), Neighbours()
         self.aux = ("depth", "normal") * bool(config.lambda_normal) + ("distortion",) * bool(config.lambda_distortion)
         self.captured = Captured(self.step, self.device)
@@ -103,7 +103,8 @@ class Trainer:
             self.head.bake()
             self.optimizer = create_optimizer(self.head, c)
         self.stage = stage
-        self.schedule = Schedule(c, first, end, self.batch_sizes[stage], len(self.data), self.optimizer, self.team)
+        weights = 1 + (c.lip_sampling if stage == "fine" else 0) * self.data.mouth
+        self.schedule = Schedule(c, first, end, self.batch_sizes[stage], weights, self.optimizer, self.team)
         self.schedule.at(self.iteration)
         self.watch: Watch | None = None
         self.captured.forget()
@@ -119,7 +120,8 @@ class Trainer:
         return drawn
 
     def losses(self, batch: Batch, drawn: Rendering) -> dict[str, torch.Tensor]:
-        terms = image_losses(self.config, drawn, batch, self.schedule.plain, self.perceptual)
+        perceptual = self.perceptual if self.iteration >= self.config.perceptual_from else None
+        terms = image_losses(self.config, drawn, batch, self.schedule.plain, perceptual)
         terms |= surfel_losses(self.config, self.head.gaussians.surfels, drawn.surfels, self.neighbours)
         terms |= self.head.corrections.losses(self.config)
         attention = drawn.surfels.attention
@@ -167,6 +169,10 @@ class Trainer:
             self.captured.forget()
         elif k + 1 == c.densify_until:
             self.captured.forget()
+        if k + 1 == c.perceptual_from:
+            self.check()
+            self.captured.forget()
+            self.watch = None  # there are more terms to look at
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -196,7 +202,7 @@ class Trainer:
     def check(self, weights: bool = False) -> None:
         """Raises UserError if a loss has become NaN or infinite since the stage began, or a weight is."""
         intact = f"the last checkpoint in {self.scene.model_path} is intact: lower the learning rates and resume"
-        if (found := self.watch.found()) is not None:
+        if self.watch is not None and (found := self.watch.found()) is not None:
             row, terms = found
             name, value = next((n, v) for n, v in zip(self.names, terms, strict=True) if not math.isfinite(v))
             frames = [self.data.ids[k] for k in self.schedule.all_rows[row].tolist()]

@@ -67,7 +67,12 @@ class OptimizationParams:
     lambda_eyes: float = option(0.2, "weight of the L1 inside the eye squares: blinks are short and small")
     lambda_mask: float = option(0.4, "weight of |alpha - mask|")
     lambda_perceptual: float = option(0.01, "weight of the ST-LPIPS distance (0 saves its network)")
-    perceptual_lips_only: bool = option(False, "perceptual distance on the lip square alone: cheaper, for CPUs")
+    perceptual_net: str = option("alex", "features of the perceptual distance", choices=("alex", "vgg"))
+    perceptual_on: tuple[str, ...] = option(("window",), "what it compares: all that is trained, the lip square, a random square",
+                                            choices=("window", "lips", "square"))  # fmt: skip
+    perceptual_side: int = option(64, "pixels a side of those squares, at least 48; the lips are resampled to it")
+    perceptual_from: int = option(0, "first iteration with the perceptual distance")
+    lip_sampling: float = option(0.0, "how much more often a frame with a wide or fast mouth is drawn (1: up to twice)")
     lambda_attention: float = option(1e-3, "audio attention to the lower face, expression to the upper, frame off the face")
     lambda_opacity: float = option(0.0, "mean opacity: fewer half-seen surfels")
     lambda_scale: float = option(0.0, "surfels larger than 0.08 dm")

@@ -14,6 +14,7 @@ from scene.condition import Conditions
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.constants import PART_CLASSES
 from utils.errors import UserError
+from utils.image_metrics import lip_opening
 from utils.pipeline import prefetch
 from utils.progress import progress
 
@@ -61,7 +62,8 @@ class TrainingSet:
         self.window = w = window or self._window()
         self.pixels: Tensor | None = None  # (F, 4, h, w) uint8: RGB and class, all frames
         self._batch: Tensor | None = None  # (B, 4, h, w) uint8: the frames at hand
-        landmarks = [reader.landmarks(i) - (w.x, w.y) for i in ids]
+        landmarks = np.stack([reader.landmarks(i) - (w.x, w.y) for i in ids])
+        self.mouth = mouth_activity(landmarks)
         self.lips = torch.tensor([[_square(p[LIPS], w)] for p in landmarks], device=self.device)
         self.eyes = torch.tensor([[_square(p[RIGHT_EYE], w), _square(p[LEFT_EYE], w)] for p in landmarks], device=self.device)
         self.conditions = reader.conditions(ids).to(self.device)
@@ -135,11 +137,27 @@ class TrainingSet:
         return Batch(rows, pixels[:, :3], last & (PART - 1), last >= PART, lips, eyes, Conditions(**conditions))
 
 
-def frame_order(frames: int, batch_size: int, first: int, end: int, seed: int) -> Tensor:
-    """(end - first, B) rows of the frames drawn in each iteration: shuffled epochs laid end to end, a function of the seed."""
+def mouth_activity(landmarks: np.ndarray) -> np.ndarray:
+    """(F,) from 0 to 1: how wide the mouth of (F, 68, 2) landmarks is open and how fast it moves, half and half."""
+    gap = lip_opening(landmarks)
+    speed = np.abs(np.gradient(gap)) if len(gap) > 1 else np.zeros_like(gap)
+    return sum(np.clip(x / max(np.percentile(x, 95), 1e-6), 0, 1) for x in (gap, speed)) / 2
+
+
+def frame_order(weights: np.ndarray, batch_size: int, first: int, end: int, seed: int) -> Tensor:
+    """(end - first, B) rows of the frames drawn in each iteration: shuffled epochs laid end to end, a function of the seed.
+
+    An epoch has as many draws as there are `weights` (F,), shared out by them: equal weights give every frame once.
+    """
+    frames, shares = len(weights), np.cumsum(weights) / np.sum(weights) * len(weights)
     begin, stop = first * batch_size, end * batch_size
     epochs = range(begin // frames, -(-stop // frames))
-    rows = np.concatenate([np.random.default_rng((seed, epoch)).permutation(frames) for epoch in epochs] or [np.zeros(0, int)])
+    draws = [np.zeros(0, int)]
+    for epoch in epochs:
+        rng = np.random.default_rng((seed, epoch))
+        order = rng.permutation(frames)
+        draws.append(np.searchsorted(shares, np.arange(frames) + rng.random(), "right").clip(max=frames - 1)[order])
+    rows = np.concatenate(draws)
     offset = begin - epochs.start * frames
     return torch.from_numpy(rows[offset : offset + stop - begin].reshape(-1, batch_size))
 

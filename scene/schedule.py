@@ -6,6 +6,7 @@ of seed and iteration alone, a resumed run goes on exactly.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,15 +17,19 @@ from utils.distributed import Team
 class Schedule:
     """The iterations `first` .. `end` - 1 of a stage, on the device of `team`; of the batch only our share."""
 
-    def __init__(self, config, first: int, end: int, batch_size: int, frames: int, optimizer: torch.optim.Optimizer, team: Team):
-        """Groups of the optimizer have `initial`, their first learning rate, and `final`, the factor it falls to, log-linearly."""
+    def __init__(self, config, first: int, end: int, batch_size: int, weights: np.ndarray,
+                 optimizer: torch.optim.Optimizer, team: Team):  # fmt: skip
+        """`weights` (F,): how often each frame of the training set is drawn, relative to the others.
+
+        Groups of the optimizer have `initial`, their first learning rate, and `final`, the factor it falls to, log-linearly.
+        """
         self.first, groups = first, optimizer.param_groups
         steps = torch.arange(end - first, dtype=torch.float64) / max(end - first, 1)
         rates = torch.stack([group["initial"] * group["final"] ** steps for group in groups], 1)
         seed = config.seed + (first > 0)  # the stages draw different frames and colours
         plain = torch.rand(end - first, batch_size, 3, 1, 1, generator=torch.Generator().manual_seed(seed))
         ramp = torch.arange(first, end) / config.iterations
-        self.all_rows = frame_order(frames, batch_size, first, end, seed)  # (n, B) of the training set
+        self.all_rows = frame_order(weights, batch_size, first, end, seed)  # (n, B) of the training set
         self.our_rows = team.share(self.all_rows)
         on = {"device": team.device}
         self._rows, self._plain = self.our_rows.to(**on), team.share(plain).to(**on)

@@ -21,11 +21,6 @@ def test_the_command_line_beats_the_config_file_which_beats_the_defaults(tmp_pat
     assert config.tokens == ("audio", "null")
 
 
-def test_a_boolean_setting_can_be_switched_off_from_the_command_line():
-    assert parse("--perceptual_lips_only").perceptual_lips_only is True
-    assert parse("--no-perceptual_lips_only").perceptual_lips_only is False
-
-
 @pytest.mark.parametrize("name", ["custom.py", "fast.py"])
 def test_every_shipped_config_names_real_settings(name):
     parse("--configs", f"arguments/{name}")

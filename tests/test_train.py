@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -12,7 +13,7 @@ from tiny_dataset import write_tiny_dataset
 
 import train
 from scene import load_avatar
-from scene.dataset import TrainingSet, frame_order
+from scene.dataset import TrainingSet, frame_order, mouth_activity
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.checkpoint import latest_checkpoint, load_checkpoint
 from utils.errors import UserError
@@ -105,6 +106,18 @@ def test_corrections_of_single_frames_are_resumed_exactly_and_no_rendering_uses_
         assert torch.equal(value, state[name]), name
 
 
+def test_the_perceptual_distance_comes_in_where_it_is_told_to_and_on_the_squares_it_is_told(dataset, tmp_path):
+    options = ["--lambda_perceptual", "0.1", "--perceptual_on", "lips", "square", "--perceptual_side", "48", "--perceptual_from"]
+    made = {}
+    for start in ("26", "40"):
+        run(dataset, tmp_path / start, *options, start, "--iterations", "30", "--lip_sampling", "1")
+        made[start] = load_avatar(tmp_path / start).state_dict()
+    run(dataset, tmp_path / "off", "--lambda_perceptual", "0", "--iterations", "30", "--lip_sampling", "1")
+    off = load_avatar(tmp_path / "off").state_dict()
+    assert all(torch.equal(value, off[name]) for name, value in made["40"].items())
+    assert not torch.equal(made["26"]["gaussians.values.features_dc"], off["gaussians.values.features_dc"])
+
+
 def test_killing_training_at_any_moment_loses_nothing_but_time(dataset, tmp_path):
     command = [sys.executable, "train.py", "-s", str(dataset), "--model_path", str(tmp_path / "killed"), *SMALL]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
@@ -165,17 +178,36 @@ def test_resuming_with_other_settings_is_refused_and_names_them(dataset, tmp_pat
 
 
 def test_batches_depend_on_seed_and_iteration_alone_and_visit_every_frame():
-    order = frame_order(frames=7, batch_size=3, first=0, end=7, seed=1)
+    order = frame_order(np.ones(7), batch_size=3, first=0, end=7, seed=1)
     assert sorted(order.flatten().tolist()) == sorted(list(range(7)) * 3)
-    assert torch.equal(frame_order(7, 3, 4, 7, seed=1), order[4:])
-    assert not torch.equal(frame_order(7, 3, 0, 7, seed=2), order)
+    assert torch.equal(frame_order(np.ones(7), 3, 4, 7, seed=1), order[4:])
+    assert not torch.equal(frame_order(np.ones(7), 3, 0, 7, seed=2), order)
+
+
+def test_a_frame_of_twice_the_weight_is_drawn_twice_as_often():
+    weights = np.array([1.0, 2.0, 1.0, 1.0, 2.0, 1.0])
+    drawn = frame_order(weights, batch_size=4, first=0, end=600, seed=0)
+    counts = np.bincount(drawn.flatten(), minlength=6) / drawn.numel()
+    np.testing.assert_allclose(counts, weights / weights.sum(), atol=0.01)
+    assert torch.equal(frame_order(weights, 4, 37, 600, seed=0), drawn[37:])
+
+
+def test_a_wide_or_fast_mouth_counts_more_than_a_shut_one():
+    landmarks = np.random.default_rng(0).normal(100, 20, (40, 68, 2)).repeat(2, 0)[:40]
+    landmarks[:] = landmarks[0]
+    gap = np.zeros(40)
+    gap[10:20], gap[30:40] = 20, np.arange(10) % 4 * 5  # open, then chattering
+    for low in (67, 66, 65):
+        landmarks[:, low] = landmarks[:, 128 - low] + np.stack([np.zeros(40), gap], 1)
+    activity = mouth_activity(landmarks)
+    assert activity[5] == 0 and activity[14] == 0.5 and activity[31:39].mean() > 0.4 and activity.max() <= 1
 
 
 def test_frames_decoded_ahead_are_those_held_in_memory(dataset):
     reader = TalkingDatasetReader(dataset)
     ids = reader.splits["train"]
     held, streamed = TrainingSet(reader, ids, "head").hold(), TrainingSet(reader, ids, "head")
-    order = frame_order(len(ids), 3, 0, 6, seed=0)
+    order = frame_order(np.ones(len(ids)), 3, 0, 6, seed=0)
     for k in streamed.fed(order, 0, 2, 6):
         a, b = held.batch(order[k]), streamed.batch(order[k])
         for name in ("image", "classes", "mask", "lips", "eyes"):

@@ -23,6 +23,15 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return ((values * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1.0)).mean()
 
 
+def random_square(images: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) -> the same square of every picture, (B, C, side, side), smaller where the picture is."""
+    rows, columns = (
+        torch.randint(size - min(side, size) + 1, (1,), device=images.device) + torch.arange(min(side, size), device=images.device)
+        for size in images.shape[-2:]
+    )
+    return images.index_select(2, rows).index_select(3, columns)
+
+
 def square_crops(images: Tensor, boxes: Tensor, size: int = 64) -> Tensor:
     """Bilinear crops (B, C, size, size) of (B, C, H, W) at boxes (B, 1, 4); where one is empty, of the whole picture."""
     height, width = images.shape[-2:]
@@ -55,10 +64,10 @@ def image_losses(config, drawn: Rendering, batch: Batch, plain: Tensor, perceptu
         "mask": config.lambda_mask * (drawn.alpha - mask).abs().mean(),
     }
     if perceptual is not None:
-        pair = (image, target)
-        if config.perceptual_lips_only:
-            pair = tuple(square_crops(x, batch.lips) for x in pair)
-        terms["perceptual"] = config.lambda_perceptual * perceptual(*pair).mean()
+        pair, side = (image, target), config.perceptual_side
+        views = {"window": lambda: pair, "lips": lambda: (square_crops(x, batch.lips, side) for x in pair),
+                 "square": lambda: random_square(torch.cat(pair, 1), side).split(3, 1)}  # fmt: skip
+        terms["perceptual"] = config.lambda_perceptual * sum(perceptual(*views[name]()).mean() for name in config.perceptual_on)
     if config.lambda_normal:
         depth = drawn.maps.depth / drawn.alpha.clamp_min(1e-6)
         agreement = (drawn.maps.normal * depth_to_normal(depth, batch.conditions.intrinsics)).sum(1, keepdim=True)
