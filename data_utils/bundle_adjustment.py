@@ -36,11 +36,12 @@ from utils.image import read_rgb
 from utils.pose import euler_to_matrix, matrix_to_euler
 from utils.progress import progress
 
+VERSION = 2  # 2: fewer, more rigid tracks
 # All pixel figures are for a picture side of 512 and scale with it.
 TRACK_NOISE = 0.35  # px, before the clip has shown each track's own, which is held within
 NOISE_BOUNDS = (0.1, 1.0)
 NOISE_FACTOR = 2.0  # neighbouring frames err alike, and skin is not bone: more doubt than the median error alone would say
-ROBUST = 2.0  # deviations at which the Cauchy loss turns
+ROBUST = 1.0  # deviations at which the Cauchy loss turns
 INDEPENDENT = 40  # neighbouring tracks err together: all of a frame are as informative as about so many independent ones,
 INDEPENDENT_FRAMES = 50  # and to the structure a clip says no more than so many frames
 ANCHOR = 0.05  # dm, of a keypoint about the tracker's surface
@@ -50,7 +51,8 @@ MOTION_DEVIATION = 0.1  # px a frame squared; halves 6 Hz tremor of tenths of a 
 STRUCTURE_FRAMES = 1500  # frames that determine points and focal; a longer clip's other frames only get their poses
 FEWEST_VISIBLE, LARGEST_ERROR = 15, 1.0  # keypoints of a frame and px below and above which the report warns
 RAYLEIGH_MEDIAN = 1.177  # median length of a 2D Gaussian of deviation 1
-WORST_TRACKS = 0.5  # share of the keypoints left out after a first look
+WORST_TRACKS = 0.6  # share of the keypoints left out after a first look: skin that brows, lids and cheeks move
+RIGID = 1.0  # px: what is further from where the head's pose has it does not move with the head in that frame
 
 
 @dataclasses.dataclass
@@ -75,11 +77,13 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     start = Bundle(fit.poses, tracks.points, fit.focal)
     with progress(label="bundle adjustment", unit="step") as bar:
         bundle, keep = adjust(start, tracks, ids, centre, lambda cost: (bar.update(), bar.set_postfix(cost=f"{cost:.0f}")))
+    followed = len(tracks.points)
     tracks = dataclasses.replace(tracks, pixels=tracks.pixels[:, keep], visible=tracks.visible[:, keep])
-    write_npz(folder.tracks, tracks=tracks.pixels, visible=tracks.visible, ids=ids)
+    rigid = rigid_observations(bundle, tracks, centre)
+    write_npz(folder.tracks, tracks=tracks.pixels, visible=rigid, ids=ids, points=bundle.points.astype(np.float32))
     write_bundle_adjustment(folder, bundle, ids, count)
-    rigid = fit.model.mean[fit.model.rigid]
-    return {"backend": flow.name} | _facts(bundle, start, tracks, ids, centre, rigid)
+    told = {"backend": flow.name, "followed": followed}
+    return told | facts(bundle, start, tracks, rigid, ids, centre, fit.model.mean[fit.model.rigid])
 
 
 def write_bundle_adjustment(folder: DatasetFolder, bundle: Bundle, ids: np.ndarray, count: int) -> None:
@@ -100,14 +104,28 @@ def read_bundle_adjustment(folder: DatasetFolder) -> tuple[Poses, float]:
     return poses, float(params["focal"][0])
 
 
-def _facts(bundle: Bundle, start: Bundle, tracks: Tracks, ids: np.ndarray, centre: np.ndarray, rigid: np.ndarray) -> dict:
+def rigid_observations(bundle: Bundle, tracks: Tracks, centre: np.ndarray) -> np.ndarray:
+    """(F, K) bool: which of the visible keypoints move with the head, frame by frame: a brow that is raised now is left out now."""
+    return tracks.visible & (_errors(bundle, tracks, centre) < RIGID * centre.max() * 2 / REFERENCE_SIDE)
+
+
+def _errors(bundle: Bundle, tracks: Tracks, centre: np.ndarray) -> np.ndarray:
+    """(F, K) px."""
+    return np.linalg.norm(project(bundle.points, bundle.poses, bundle.focal, centre) - tracks.pixels, axis=2)
+
+
+def facts(bundle: Bundle, start: Bundle, tracks: Tracks, rigid: np.ndarray, ids: np.ndarray, centre: np.ndarray,
+          face: np.ndarray) -> dict:  # fmt: skip
+    """What the report says of a bundle and the tracks it stands on. face (N, 3) dm: where the jitter is measured."""
     scale = REFERENCE_SIDE / (centre.max() * 2)
-    errors = project(bundle.points, bundle.poses, bundle.focal, centre) - tracks.pixels
-    lengths = np.linalg.norm(errors, axis=2)[tracks.visible] * scale
+    errors = _errors(bundle, tracks, centre) * scale
+    lengths = errors[rigid] if rigid.any() else errors[tracks.visible]
     error = float(np.sqrt((lengths**2).mean()))
-    jitter, still = still_jitter(rigid_pixels(bundle.poses, bundle.focal, rigid, centre) * scale, ids)
-    before, _ = still_jitter(rigid_pixels(start.poses, start.focal, rigid, centre) * scale, ids)
-    seen = tracks.visible.sum(1)
+    head = rigid_pixels(bundle.poses, bundle.focal, face, centre) * scale
+    jitter, still = still_jitter(head, ids)
+    before, _ = still_jitter(rigid_pixels(start.poses, start.focal, face, centre) * scale, ids)
+    noise, _ = still_jitter(np.where(rigid[..., None], tracks.pixels, np.nan) * scale, ids, head)
+    seen = rigid.sum(1)
     lost = ids[seen < FEWEST_VISIBLE]
     turn = Rotation.from_matrix(bundle.poses.rotation @ start.poses.rotation.transpose(0, 2, 1)).magnitude()
     warnings = []
@@ -119,9 +137,12 @@ def _facts(bundle: Bundle, start: Bundle, tracks: Tracks, ids: np.ndarray, centr
         "references": [int(ids[i]) for i in tracks.references],
         "keypoints": len(bundle.points),
         "visible_share": round(float(tracks.visible.mean()), 3),
+        "rigid_share": round(float(rigid.sum() / max(1, tracks.visible.sum())), 3),
         "reprojection_error_px": round(error, 3),
         "reprojection_median_px": round(float(np.median(lengths)), 3),
+        "reprojection_error_all_px": round(float(np.sqrt((errors[tracks.visible] ** 2).mean())), 3),
         "still_jitter_px": jitter,
+        "still_jitter_tracks_px": noise,
         "still_jitter_3dmm_px": before,
         "still_frames": still,
         "focal": round(bundle.focal, 1),
@@ -202,14 +223,16 @@ class BundleProblem:
         return Bundle(bundle.poses.moved(step), points, new_focal)
 
 
-def adjust(start: Bundle, tracks: Tracks, ids: np.ndarray, centre: np.ndarray, each=None) -> tuple[Bundle, np.ndarray]:
+def adjust(start: Bundle, tracks: Tracks, ids: np.ndarray, centre: np.ndarray, each=None,
+           structure: np.ndarray | None = None) -> tuple[Bundle, np.ndarray]:  # fmt: skip
     """Bundle adjustment of a clip. Returns the result and the indices (K',) of the keypoints it stands on.
 
     A first solution on frames all over the clip shows how well each keypoint moves with the head: the worst are left out of the
-    second, the others weigh by their own error.
+    second, the others weigh by their own error. Points and focal length come from the frames at the indices `structure` (all).
     """
     side = centre.max() * 2 / REFERENCE_SIDE
-    some = np.unique(np.linspace(0, len(ids) - 1, min(STRUCTURE_FRAMES, len(ids))).astype(int))
+    some = np.arange(len(ids)) if structure is None else structure
+    some = some[np.unique(np.linspace(0, len(some) - 1, min(STRUCTURE_FRAMES, len(some))).astype(int))]
     keep = np.flatnonzero(tracks.visible.mean(0) > 0.02)
     noise = np.full(len(keep), TRACK_NOISE * side)
 

@@ -196,13 +196,17 @@ def levenberg_marquardt(problem: Problem[State], state: State, iterations: int, 
     return state
 
 
-def still_jitter(pixels: np.ndarray, ids: np.ndarray, speed: float = 0.5) -> tuple[float | None, int]:
-    """Mean length (px) of the second difference of projected rigid points (F, N, 2) where the head is still.
+def still_jitter(pixels: np.ndarray, ids: np.ndarray, head: np.ndarray | None = None,
+                 speed: float = 0.5) -> tuple[float | None, int]:  # fmt: skip
+    """Mean length (px) of the second difference of points (F, N, 2) where the head is still, NaN where a point is not seen.
 
-    Still: the points' mean, averaged over 9 frames, moves less than `speed` px a frame. Returns (None, 0) if it never is.
+    Still: the mean of `head` (F, M, 2), by default the points themselves, averaged over 9 frames, moves less than `speed` px a
+    frame. Returns (None, 0) if it never is.
     """
-    middle = uniform_filter1d(pixels.mean(1), 9, axis=0, mode="nearest")
-    slow = np.linalg.norm(np.gradient(middle, axis=0), axis=1) < speed if len(ids) > 1 else np.zeros(1, bool)
+    if len(ids) < 3:
+        return None, 0
+    middle = uniform_filter1d((pixels if head is None else head).mean(1), 9, axis=0, mode="nearest")
+    slow = np.linalg.norm(np.gradient(middle, axis=0), axis=1) < speed
     runs = (np.diff(ids)[:-1] == 1) & (np.diff(ids)[1:] == 1) & slow[:-2] & slow[1:-1] & slow[2:]
     second = np.linalg.norm(np.diff(pixels, 2, axis=0)[runs], axis=-1)
-    return (round(float(second.mean()), 4), int(runs.sum())) if runs.any() else (None, 0)
+    return (round(float(np.nanmean(second)), 4), int(runs.sum())) if np.isfinite(second).any() else (None, 0)

@@ -20,6 +20,7 @@ from utils.image import read_rgb
 from utils.ply import write_mesh
 from utils.progress import progress
 
+VERSION = 2  # 2: the identity basis is stored
 FUSED_VERTICES = 5000  # fused.ply is subdivided until it has at least as many
 COLOUR_FRAMES = 12
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -28,14 +30,17 @@ def read_blink(folder: DatasetFolder) -> np.ndarray:
 def write_params(folder: DatasetFolder, fit: Fit, ids: np.ndarray, count: int) -> None:
     """track_params.pt: coefficients and poses (dm) of all `count` frames; the dropped ones are interpolated.
 
-    A clip's own expression basis (E, V, 3) goes along, without which its coefficients would say nothing.
+    Where expressions are the clip's own (E, V, 3), both bases go along: no file holds them, and computed again, on another machine
+    or with other threads, the mesh's identities (K, V, 3) may come out turned, and the coefficients would say something else.
     """
     poses = fit.poses.spread(ids, count)
     expression = np.stack([np.interp(np.arange(count), ids, column) for column in fit.expression.T], 1)
     params = {
         "id": fit.identity[None], "exp": expression, "euler": matrix_to_euler(torch.from_numpy(poses.rotation)),
         "trans": poses.translation, "focal": np.array([fit.focal]),
-    } | ({"expression_basis": fit.model.expression} if fit.model.expression_of_clip else {})  # fmt: skip
+    }  # fmt: skip
+    if fit.model.expression_of_clip:
+        params |= {"identity_basis": fit.model.identity, "expression_basis": fit.model.expression}
     write_tensors(folder.track_params, params)
 
 
@@ -43,8 +48,9 @@ def read_fit(folder: DatasetFolder, face_model: str = "auto") -> Fit:
     """The tracker's result as stage 7 left it, all frames. Raises UserError if it belongs to another face model."""
     params = torch.load(folder.require(folder.track_params), weights_only=True)
     model = load_face_model(face_model)
-    if "expression_basis" in params:
-        model = model.with_expression(params["expression_basis"].double().numpy())
+    if "identity_basis" in params:
+        model = dataclasses.replace(model.with_expression(params["expression_basis"].double().numpy()),
+                                    identity=params["identity_basis"].double().numpy())  # fmt: skip
     if len(model.identity) != params["id"].shape[1] or len(model.expression) != params["exp"].shape[1]:
         raise UserError(f"{folder.track_params} was not fitted with the face model {model.name!r}; give --face_model")
     poses = Poses(euler_to_matrix(params["euler"].double()).numpy(), params["trans"].double().numpy())
