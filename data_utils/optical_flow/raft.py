@@ -185,7 +185,7 @@ def load_network(path: Path, model: str, device: str | torch.device = "cpu") -> 
 class RaftFlow:
     """RAFT-small as a flow back end. `side` (width, height): pictures are brought to this size, the one of its training."""
 
-    batch = 8
+    batch = 8  # pairs it wants at once; more do not run faster, on a CPU or a GPU
 
     def __init__(self, name: str, model: str, side: tuple[int, int] | None = None):
         self.name, self.model, self.side = name, model, side
@@ -195,9 +195,9 @@ class RaftFlow:
     def available(self) -> bool:
         return model_store.find(self.model) is not None
 
-    def load(self, device: str | torch.device = "cpu") -> RaftFlow:
-        """Get ready to run on a device; the network is read once a process."""
-        self._network = _network(str(model_store.find(self.model)), self.model, str(device))
+    def load(self, device: str | torch.device = "cpu", path: Path | None = None) -> RaftFlow:
+        """Get ready to run on a device, with the weights of the model store or of another file; it is read once a process."""
+        self._network = _network(str(path or model_store.find(self.model)), self.model, str(device))
         return self
 
     @torch.inference_mode()
