@@ -29,6 +29,7 @@ import train
 from gaussian_renderer import render_batch
 from gaussian_renderer.compositing import composite, from_bytes
 from scene import load_avatar
+from scene.dataset import TrainingSet, Window
 from utils.captured import Captured, side_stream
 from utils.constants import HEAD_CLASSES
 from utils.device import keep_freed_memory
@@ -99,20 +100,22 @@ def step_parts(trainer: train.Trainer, repeats: int) -> dict[str, float]:
     return {name: milliseconds(part, trainer.device, repeats) for name, part in work.items()}
 
 
-def held_out(trainer: train.Trainer) -> tuple[float, float]:
-    """Mean PSNR (dB) of the held-out frames: full picture, head."""
+def held_out(trainer: train.Trainer) -> tuple[float, float, float]:
+    """Mean PSNR (dB) of the held-out frames: full picture, head, lip square."""
     reader, device = trainer.scene.reader, trainer.device
     head = load_avatar(trainer.scene.model_path, device=device)
-    full, of_head = [], []
-    for i in reader.splits["val"]:
+    frames = TrainingSet(reader, reader.splits["val"], trainer.config.part, window=Window(0, 0, reader.width, reader.height))
+    values = []
+    for i, square in zip(frames.ids, frames.lips[:, 0].tolist(), strict=True):
         with torch.inference_mode():
             drawn = render_batch(head, reader.conditions([i]).to(device), reader.width, reader.height)
             backdrop, truth = (from_bytes(torch.from_numpy(x)[None].to(device)) for x in (reader.backdrop(i), reader.image(i)))
             picture = composite(drawn.rgb, drawn.alpha, backdrop, 0.0).clamp(0, 1)
             mask = torch.from_numpy(np.isin(reader.parsing(i), HEAD_CLASSES))[None, None].float().to(device)
-            full.append(float(psnr(picture, truth)))
-            of_head.append(float(psnr(picture, truth, mask)))
-    return statistics.mean(full), statistics.mean(of_head)
+            left, top, right, bottom = square
+            cut = (..., slice(top, bottom), slice(left, right))
+            values.append([float(psnr(picture, truth)), float(psnr(picture, truth, mask)), float(psnr(picture[cut], truth[cut]))])
+    return tuple(np.mean(values, 0))
 
 
 def main() -> None:
@@ -156,8 +159,8 @@ def main() -> None:
     if device.type == "cuda":
         memory += f", device {torch.cuda.max_memory_reserved(device) / 2**30:.2f} GiB"
     print(memory)
-    full, of_head = held_out(trainer)
-    print(f"trained in {seconds:.0f} s; held-out PSNR {full:.2f} dB full frame, {of_head:.2f} dB head")
+    full, of_head, of_lips = held_out(trainer)
+    print(f"trained in {seconds:.0f} s; held-out PSNR {full:.2f} dB full frame, {of_head:.2f} dB head, {of_lips:.2f} dB lips")
 
 
 if __name__ == "__main__":
