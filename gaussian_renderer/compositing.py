@@ -68,9 +68,9 @@ def from_bytes(pictures: Tensor) -> Tensor:
 
 
 # OpenCV's inferno: 0 is black, 1 bright yellow, and even steps look even
-_COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1].copy()
+_COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[..., ::-1].copy()
 
 
 def colour_map(values: np.ndarray) -> np.ndarray:
     """(..., H, W) uint8, 255 for weight 1 -> (..., H, W, 3) uint8 RGB. The scale is fixed: colours compare between frames."""
-    return _COLOURS[values]
+    return cv2.applyColorMap(values.reshape(-1, values.shape[-1]), _COLOURS).reshape(*values.shape, 3)

@@ -44,7 +44,7 @@ class Outputs:
         """`place`: of the rendering in the frames; `size`: width, height of the rendering itself.
 
         `tokens`: names of the attention maps to draw, none if empty. `alpha`: frames come as RGBA and go to a "prores" video
-        or a "png" sequence. `quality`: encoder, crf, lossless of utils.encoders.codec, for all videos without alpha.
+        or a "png" sequence. `quality`: encoder, crf, lossless of utils.encoders.codec, for the videos of pictures without alpha.
         """
         self._clip, self._folder, self._stem, self._tokens = clip, folder, stem, tokens
         self._place, self._size, self._alpha = place, size, alpha
@@ -57,6 +57,7 @@ class Outputs:
         self.result = folder / f"{stem}_renders{suffix}"  # what was asked for: a video, or a folder of pictures
 
     def __enter__(self) -> Outputs:
+        sketch = encoders.codec(sketch=True)
         with contextlib.ExitStack() as self._stack:
             if self._alpha == "png":
                 self._pictures("renders", self.result)
@@ -69,18 +70,19 @@ class Outputs:
                 self._pictures(kind, self._folder / kind)
             for k, token in enumerate(self._tokens):
                 draw = functools.partial(self._map, k)
-                self._movie("attention", self._named(f"attention_{token}"), draw, self._size, self._codec)
+                self._movie("attention", self._named(f"attention_{token}"), draw, self._size, sketch, silent=True)
             if self._tokens:
                 size = 3 * self._tile[0], -(-(len(self._tokens) + 2) // 3) * self._tile[1]
-                self._movie("attention", self._named("attention"), self._mosaic, size, self._codec)
+                self._movie("attention", self._named("attention"), self._mosaic, size, sketch)
             self._stack = self._stack.pop_all()
         return self
 
     def _named(self, name: str) -> Path:
         return self._folder / f"{self._stem}_{name}.mp4"
 
-    def _movie(self, kind: str, path: Path, draw: Callable, size: tuple[int, int], codec: encoders.Codec) -> None:
-        writer = self._stack.enter_context(VideoWriter(path, *size, self._clip.sound, codec=codec))
+    def _movie(self, kind: str, path: Path, draw: Callable, size: tuple[int, int], codec: encoders.Codec,
+               silent: bool = False) -> None:  # fmt: skip
+        writer = self._stack.enter_context(VideoWriter(path, *size, None if silent else self._clip.sound, codec=codec))
         self._writers.append(writer)
         self._consume(kind, lambda items: [writer.add(draw(item)) for item in items])
 

@@ -214,6 +214,9 @@ class FrameReader:
         return [pictures[min(k, len(pictures) - 1)] for k in shown[1]]
 
 
+AAC = {"b": "128k", "aac_coder": "fast"}  # a third of the work of FFmpeg's default coder, for 0.7 of 40 dB on speech
+
+
 class VideoWriter:
     """A video with sound, one frame at a time, the sound exactly the one given; the file appears when it is complete.
 
@@ -241,7 +244,7 @@ class VideoWriter:
         if sound is not None:
             self._rate, self._layout = sound.rate, ("mono", "stereo")[sound.channels - 1]
             self._held = np.zeros((sound.channels, 0), np.float32)
-            self._track = self._container.add_stream("aac", rate=sound.rate, layout=self._layout, options={"b": "128k"})
+            self._track = self._container.add_stream("aac", rate=sound.rate, layout=self._layout, options=AAC)
 
     def add(self, frame: np.ndarray) -> None:
         """Append one (H, W, 3) RGB or (H, W, 4) RGBA uint8 frame and the audio that belongs to it."""

@@ -1,0 +1,180 @@
+"""Hours of speech through render.py: does memory stay flat, is every frame there, is the sound the given one, does sync hold?
+
+    python benchmarks/long.py -m model/x --minutes 60
+    python benchmarks/long.py -m model/x --minutes 10 --device cuda
+
+Makes speech-like sound (syllables with pauses), renders it as a user would, watches the memory of the process, then decodes the
+video: frames are counted, the sound is compared in windows from the first second to the last, and the mouth (how dark the picture
+is between the lips) is held against the loudness at the beginning and at the end. Exit status 1 if anything is not as promised.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from arguments import read_cfg_args
+from scene.talking_dataset_readers import TalkingDatasetReader
+from utils.audio import Recording
+from utils.constants import FPS, SAMPLE_RATE
+from utils.driving import frame_levels, replayed_ids
+from utils.errors import UserError, command_line
+from utils.image_metrics import correlation_and_lag
+from utils.video import read_frames
+
+ROOT = Path(__file__).resolve().parents[1]
+WINDOW = 2 * SAMPLE_RATE  # of sound that is compared at once
+SYNCED = 60 * FPS  # frames at either end whose mouth is held against the sound
+
+
+def speech_like(seconds: float, seed: int = 0) -> Iterator[np.ndarray]:
+    """(n,) float32 pieces of 16 kHz sound: voiced syllables of two formants, two to five a word, words with pauses between."""
+    rng, left = np.random.default_rng(seed), round(seconds * SAMPLE_RATE)
+    while left > 0:
+        pieces = []
+        for _ in range(rng.integers(2, 6)):
+            time = np.arange(int(rng.uniform(0.12, 0.28) * SAMPLE_RATE)) / SAMPLE_RATE
+            pitch, first, second = rng.uniform(90, 140), rng.uniform(300, 900), rng.uniform(900, 2400)
+            harmonics = np.arange(1, 28)[:, None] * pitch
+            gains = np.exp(-(((harmonics - first) / 150) ** 2)) + 0.5 * np.exp(-(((harmonics - second) / 220) ** 2))
+            shape = np.sin(np.pi * time / time[-1]) ** 0.5
+            pieces.append(0.12 * shape * (gains * np.sin(2 * np.pi * harmonics * time)).sum(0))
+        pieces.append(rng.normal(0, 1e-4, int(rng.uniform(0.3, 1.2) * SAMPLE_RATE)))
+        word = np.concatenate(pieces).astype(np.float32)[:left]
+        left -= len(word)
+        yield word
+
+
+def write_speech(path: Path, seconds: float) -> None:
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        for piece in speech_like(seconds):
+            file.writeframes((np.clip(piece, -1, 1) * 32767).astype("<i2").tobytes())
+
+
+def resident(pid: int) -> float:
+    """MiB of memory that a running process holds (Linux); 0 when it has ended."""
+    try:
+        found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def on_gpu(pid: int) -> float:
+    """MiB of GPU memory that a process holds; 0 without a GPU."""
+    try:
+        query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+        rows = subprocess.run(query, capture_output=True, text=True, timeout=10).stdout.splitlines()
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return 0.0
+    return sum(float(row.split(",")[1]) for row in rows if row.split(",")[0].strip() == str(pid))
+
+
+def watched(command: list[str], every: float = 2.0) -> tuple[str, float, np.ndarray]:
+    """What a program printed, its wall seconds, and (n, 3) its seconds, host MiB and GPU MiB; UserError if it failed."""
+    begin, samples = time.monotonic(), []
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, env=os.environ)
+        while process.poll() is None:
+            samples.append((time.monotonic() - begin, resident(process.pid), on_gpu(process.pid)))
+            time.sleep(every)
+        seconds = time.monotonic() - begin
+        output.seek(0)
+        printed = output.read()
+    if process.returncode:
+        raise UserError(f"{' '.join(command)} failed with status {process.returncode}")
+    return printed, seconds, np.array([s for s in samples if s[1]])
+
+
+def sound_agreement(given: Path, video: Path) -> list[tuple[float, float, int]]:
+    """(second, correlation, shift in samples) of windows from the first to the last second: the video's sound against the given."""
+    a, b = Recording(given), Recording(video)
+    rows = []
+    for start in np.linspace(0, min(len(a), len(b)) - 2 * WINDOW, 12).astype(int):
+        x, y = a[start : start + WINDOW].astype(np.float64), b[start : start + WINDOW].astype(np.float64)
+        spectrum = np.fft.rfft(y, 2 * WINDOW) * np.fft.rfft(x, 2 * WINDOW).conj()
+        shift = int(np.argmax(np.fft.irfft(spectrum)))
+        shift = shift - 2 * WINDOW if shift > WINDOW else shift
+        rows.append((start / SAMPLE_RATE, float(np.corrcoef(x, y)[0, 1]), shift))
+    return rows
+
+
+def mouth_curves(reader: TalkingDatasetReader, video: Path, frames: int) -> tuple[int, np.ndarray]:
+    """Frames in the video, and (frames,) how dark it is between the lips at both ends of it, NaN between."""
+    poses = replayed_ids(reader.ids, frames)
+    darkness, count = np.full(frames, np.nan), 0
+    for k, picture in enumerate(read_frames(video)):
+        count += 1
+        if k < frames and (k < SYNCED or k >= frames - SYNCED):
+            lips = reader.landmarks(poses[k])[60:68]
+            (x0, y0), (x1, y1) = lips.min(0).astype(int) - 1, lips.max(0).astype(int) + 3
+            darkness[k] = -float(picture[y0:y1, x0:x1].mean())
+    return count, darkness
+
+
+@command_line
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-m", "--model_path", type=Path, required=True, help="model folder")
+    parser.add_argument("-s", "--source_path", type=Path, help="data set folder (default: the one the model was trained on)")
+    parser.add_argument("--minutes", type=float, default=60.0, help="length of the speech (%(default)s)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
+    args = parser.parse_args(argv)
+    if args.minutes < 1:
+        raise UserError("--minutes must be at least 1: sync is compared over the first and the last minute")
+    source = args.source_path or Path(read_cfg_args(args.model_path).source_path)
+    with tempfile.TemporaryDirectory() as folder:
+        speech = Path(folder) / "long.wav"
+        write_speech(speech, 60 * args.minutes)
+        command = [sys.executable, "render.py", "-m", str(args.model_path.resolve()), "-s", str(source.resolve()),
+                   "--custom_aud", str(speech), "--device", args.device]  # fmt: skip
+        printed, seconds, memory = watched(command)
+        video = Path(re.search(r"^(.*_renders\.mp4)  \(", printed, re.MULTILINE)[1])
+        wanted = int(60 * args.minutes * FPS)
+        reader = TalkingDatasetReader(source)
+        count, darkness = mouth_curves(reader, video, wanted)
+        sound = sound_agreement(speech, video)
+        levels = frame_levels((block[0] for block in Recording(speech).blocks()), wanted)
+    loud = np.clip(levels, -50, None)
+    ends = [correlation_and_lag(darkness[piece], loud[piece]) for piece in (slice(0, SYNCED), slice(-SYNCED, None))]
+    settled, late = memory[len(memory) // 10 :], memory[len(memory) // 2 :]
+    print(f"{args.minutes:g} min of speech in {seconds / 60:.1f} min, {wanted / seconds:.0f} frames/s, {count} frames of {wanted}")
+    for column, name in ((1, "host"), (2, "GPU")):
+        if memory[:, column].any():
+            print(f"{name} memory: {settled[0, column]:.0f} MiB after a tenth, {late[0, column]:.0f} halfway, "
+                  f"{memory[-1, column]:.0f} at the end, {memory[:, column].max():.0f} at most")  # fmt: skip
+    worst = min(value for _, value, _ in sound)
+    print(f"sound: correlation with the given one at least {worst:.4f}, shifts {sorted({shift for *_, shift in sound})} samples "
+          f"(at {', '.join(f'{second:.0f}' for second, *_ in sound)} s)")  # fmt: skip
+    for name, (value, lag) in zip(("first", "last"), ends, strict=True):
+        print(f"mouth against loudness, {name} minute: correlation {value:.2f}, lag {lag} frames")
+    growth = memory[-len(memory) // 10 :, 1].mean() - settled[0, 1]
+    faults = []
+    if count != wanted:
+        faults.append("frames are missing")
+    if growth > 100 or memory[:, 1].max() > 2048:
+        faults.append(f"memory grew by {growth:.0f} MiB")
+    if worst < 0.95 or any(shift for *_, shift in sound):
+        faults.append("the sound is not the given one")
+    if ends[0][1] != ends[1][1]:
+        faults.append("the last minute is not in sync with the first")
+    print("all as promised" if not faults else "; ".join(faults))
+    if faults:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
