@@ -31,6 +31,7 @@ from gaussian_renderer.outputs import Clip, Outputs
 from gaussian_renderer.paste import PASTES, Backdrops, put_on
 from gaussian_renderer.transfer import DeviceBackdrops, Download
 from scene import TalkingHead, load_avatar
+from scene.cameras import enlarged
 from scene.condition import AUDIO_WINDOW, Conditions
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils import driving, encoders, speech
@@ -149,6 +150,7 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
     with outputs, contextlib.closing(batches), bar, torch.inference_mode():
         try:
             for conditions, ids, decoded, truth in batches:
+                conditions.intrinsics = enlarged(conditions.intrinsics, backdrops.place.scale)
                 rendering = draw(conditions.to(device))
                 backdrop = from_bytes(behind.batch(ids, decoded))
                 frames = put_on(rendering.rgb, rendering.alpha, backdrop, feather, backdrops.place, background)
@@ -294,7 +296,8 @@ def main(argv: list[str] | None = None) -> None:
     else:
         clips = [] if args.skip_train else [split_clip(reader, "train", prefix, args.pictures)]
         clips += [] if args.skip_test else [split_clip(reader, "test", prefix, True)]
-    draw = functools.partial(render_batch, head, width=reader.width, height=reader.height, attention=args.visualize_attention)
+    size = backdrops.place.drawn(reader.width, reader.height)
+    draw = functools.partial(render_batch, head, width=size[0], height=size[1], attention=args.visualize_attention)
     batch = args.batch or (16 if device.type == "cuda" else 4)
     for clip in clips:
         if not clip.pose_ids:
@@ -303,8 +306,8 @@ def main(argv: list[str] | None = None) -> None:
         folder = writable(model / clip.split / f"ours_{head.iteration}")
         (folder / "frames.json").unlink(missing_ok=True)
         tokens = head.token_names if args.visualize_attention else ()
-        outputs = Outputs(clip, folder, f"{clip.name}_{head.iteration}iter", backdrops.place, (reader.width, reader.height),
-                          tokens, args.alpha, **quality)  # fmt: skip
+        stem = f"{clip.name}_{head.iteration}iter"
+        outputs = Outputs(clip, folder, stem, backdrops.place, size, tokens, args.alpha, **quality)
         begin = time.monotonic()
         complete = render_clip(clip, reader, draw, backdrops, outputs, device, batch, args.feather)
         seconds = time.monotonic() - begin

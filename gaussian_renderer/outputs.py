@@ -106,10 +106,15 @@ class Outputs:
         frame = frame if p.side is None else frame[p.y : p.y + p.side, p.x : p.x + p.side]
         tiles = [label(fit(frame[..., :3], *self._tile), "render")]
         tiles += [label(colour_map(fit(w, *self._tile)), token) for token, w in zip(self._tokens, weights, strict=True)]
-        scale = np.zeros((*self._tile[::-1], 3), np.uint8)
+        return grid([*tiles, self._scale], 3, gap=0)
+
+    @functools.cached_property
+    def _scale(self) -> np.ndarray:
+        """The tile that explains the colours."""
+        tile = np.zeros((*self._tile[::-1], 3), np.uint8)
         bar = np.linspace(0, 255, self._tile[0] - 40).astype(np.uint8)
-        scale[100:130, 20 : 20 + len(bar)] = colour_map(bar[None])
-        return grid([*tiles, label(scale, "weight: 0 to 1")], 3, gap=0)
+        tile[100:130, 20 : 20 + len(bar)] = colour_map(bar[None])
+        return label(tile, "weight: 0 to 1")
 
     def put(self, frames: np.ndarray, weights: np.ndarray | None, truth: np.ndarray | None) -> None:
         """A batch: frames (B, H, W, 3 or 4), attention weights (B, T, H, W), what was filmed (B, H, W, 3), all uint8."""

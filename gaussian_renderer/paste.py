@@ -33,13 +33,22 @@ UPPER_LIP = 51  # of the 68 landmarks: what lies higher does not move with the j
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where the rendering goes: a square of `side` pixels at (x, y) of a width x height picture."""
+    """Where the rendering goes: a square of `side` pixels at (x, y) of a width x height picture.
+
+    In a source video larger than the data set's frames the head is drawn with `scale` times as many pixels a side, the
+    video's own; elsewhere 1.
+    """
 
     width: int
     height: int
     x: int = 0
     y: int = 0
     side: int | None = None  # None: the rendering is the picture
+    scale: float = 1.0
+
+    def drawn(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of the drawing where the data set's frames have width x height; even, as video wants."""
+        return (width, height) if self.scale == 1 else (self.side + self.side % 2,) * 2
 
 
 def read_background(text: str, width: int, height: int) -> np.ndarray:
@@ -89,7 +98,8 @@ class Backdrops:
             raise UserError(f"{path} is not the video that was processed: it has {size[0]}x{size[1]} pixels, crop.json says "
                             f"{wanted[0]}x{wanted[1]}; put the right one there or run process.py again")  # fmt: skip
         # H.264 wants even sides: an odd one loses its last row or column
-        self.place = Place(self._source.width // 2 * 2, self._source.height // 2 * 2, crop["x"], crop["y"], crop["side"])
+        self.place = Place(self._source.width // 2 * 2, self._source.height // 2 * 2, crop["x"], crop["y"], crop["side"],
+                           max(1.0, crop["side"] / self.reader.width))  # fmt: skip
 
     def batch(self, ids: list[int]) -> np.ndarray:
         """(B, H, W, 3 or 4) uint8."""
@@ -154,11 +164,12 @@ def put_on(rgb: Tensor, alpha: Tensor, behind: Tensor, feather: float, place: Pl
 
 
 def _into(rgb: Tensor, alpha: Tensor, behind: Tensor, feather: float, place: Place) -> Tensor:
-    """The rendering enlarged (or reduced) into its square of a larger picture `behind`."""
+    """The rendering, reduced if it is larger, in its square of a larger picture `behind`."""
     weight = edge_weight(alpha, feather * alpha.shape[-1] / IMAGE_SIZE) if feather > 0 else 1.0
-    head = F.interpolate(torch.cat([rgb * weight, alpha * weight], 1), (place.side, place.side), mode="bicubic",
-                         antialias=True, align_corners=False).clamp_(0, 1)  # fmt: skip
-    head = head[..., : place.height - place.y, : place.width - place.x]
+    head = torch.cat([rgb * weight, alpha * weight], 1)
+    if place.scale == 1 and place.side != head.shape[-1]:
+        head = F.interpolate(head, (place.side, place.side), mode="bicubic", antialias=True, align_corners=False).clamp_(0, 1)
+    head = head[..., : min(place.side, place.height - place.y), : min(place.side, place.width - place.x)]
     rows, columns = slice(place.y, place.y + head.shape[-2]), slice(place.x, place.x + head.shape[-1])
     picture = behind.clone()
     picture[..., rows, columns] = composite(head[:, :3], head[:, 3:], behind[..., rows, columns])

@@ -11,6 +11,11 @@ def intrinsics(focal: float, cx: float, cy: float) -> Tensor:
     return torch.tensor([[focal, 0.0, cx], [0.0, focal, cy], [0.0, 0.0, 1.0]])
 
 
+def enlarged(matrix: Tensor, factor: float) -> Tensor:
+    """Pinhole matrices (..., 3, 3) of the same view with `factor` times as many pixels a side."""
+    return matrix * matrix.new_tensor([factor, factor, 1.0])[:, None]
+
+
 def camera_json(index: int, name: str, view: Tensor, focal: float, width: int, height: int) -> dict:
     """One entry of cameras.json (SIBR): position and rotation are camera to world, OpenCV axes, dm; fx, fy in pixels."""
     rotation = view[:3, :3].T

@@ -11,8 +11,11 @@ from test_render import SMALL, dataset, failure, model, speak, speech_features, 
 from tiny_dataset import write_tiny_dataset
 
 import render
+from gaussian_renderer import render_batch
 from gaussian_renderer.compositing import from_bytes, to_bytes
 from gaussian_renderer.paste import Backdrops, Place, put_on, read_background
+from scene import load_avatar
+from scene.cameras import enlarged
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.encoders import Codec, check
 from utils.errors import UserError
@@ -61,10 +64,10 @@ def test_a_head_the_size_it_was_filmed_pasted_into_the_source_video_changes_noth
     folder, video = source_video(tmp_path, dataset)
     reader = TalkingDatasetReader(folder.root)
     backdrops = Backdrops(reader, "head", "full")
-    assert backdrops.place == Place(202, 150, 30, 10, 128)
+    assert backdrops.place == Place(202, 150, 30, 10, 128, 2.0)
     behind = from_bytes(torch.from_numpy(backdrops.batch([5, 6])))
-    alpha = disc().expand(2, -1, -1, -1)
-    truth = from_bytes(torch.from_numpy(np.stack([reader.image(i) for i in (5, 6)])))
+    alpha = disc(128, 36).expand(2, -1, -1, -1)
+    truth = from_bytes(torch.from_numpy(np.stack([cv2.resize(reader.image(i), (128, 128)) for i in (5, 6)])))
     picture = to_bytes(put_on(truth * alpha, alpha, behind, 0.0, backdrops.place)).numpy()
     filmed = np.stack([FrameReader(video)[i][:150] for i in (5, 6)])
     outside = np.ones((150, 202), bool)
@@ -72,6 +75,23 @@ def test_a_head_the_size_it_was_filmed_pasted_into_the_source_video_changes_noth
     np.testing.assert_array_equal(picture[:, outside], filmed[:, outside])
     difference = np.abs(picture.astype(int) - filmed).mean(-1)
     assert difference[:, 24:120, 44:144].mean() < 6  # the same head again
+
+
+def test_in_a_larger_source_video_the_head_is_drawn_with_as_many_pixels_as_it_has_there(tmp_path, dataset, trained):  # noqa: F811
+    folder, _ = source_video(tmp_path, dataset, side=127)
+    reader = TalkingDatasetReader(folder.root)
+    place = Backdrops(reader, "head", "full").place
+    assert place.scale == 127 / 64 and place.drawn(64, 64) == (128, 128)
+    head, conditions = load_avatar(trained), reader.conditions([5])
+    with torch.inference_mode():
+        small = render_batch(head, conditions, 64, 64)
+        conditions.intrinsics = enlarged(conditions.intrinsics, 2.0)
+        large = render_batch(head, conditions, 128, 128)
+        halved = torch.nn.functional.avg_pool2d(large.rgb, 2)
+    assert small.alpha.max() > 0.5 and (halved - small.rgb).abs().mean() < 0.01  # the same view
+    picture = put_on(large.rgb, large.alpha, torch.zeros(1, 3, 150, 202), 0.0, place)
+    torch.testing.assert_close(picture[..., 10:137, 30:157], large.rgb[..., :127, :127])  # pixel by pixel
+    assert (picture[..., 137:, :] == 0).all() and (picture[..., 157:] == 0).all()
 
 
 def test_frames_of_a_video_come_by_number_forth_and_back(tmp_path, monkeypatch):
