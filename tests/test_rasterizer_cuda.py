@@ -94,8 +94,8 @@ def test_lists_too_long_to_be_kept_are_made_again_in_backward(back_end):
     truth = leaves(full_screen())
     random_loss(maps(rasterize_surfels(**arguments))).backward()
     random_loss(maps(reference.rasterize_surfels(**truth))).backward()
-    (pairs,) = back_end.most_pairs.values()
-    assert pairs > cuda._kept_capacity(1, 12)
+    (watch,) = back_end.watches.values()
+    assert watch.pairs > cuda._kept_capacity(1, 12)
     for name in LEAVES:
         assert relative_error(arguments[name].grad, truth[name].grad) < 1e-7, name
 
@@ -104,15 +104,48 @@ def test_a_full_pair_buffer_is_told_of_and_enlarged_for_the_next_call():
     small = full_screen()
     small["scales"] = torch.full_like(small["scales"], 0.01)
     rasterize_surfels(**leaves(small))  # the sizes are known from here on: the next call does not wait for its count
-    with pytest.warns(RuntimeWarning, match="tiles of its images were left empty"):
-        out = rasterize_surfels(**(given := leaves(full_screen())))
+    out = rasterize_surfels(**(given := leaves(full_screen())))
     want = reference.rasterize_surfels(**full_screen()).alpha
     assert torch.isclose(out.alpha, want).any() and (out.alpha == 0).any()
     out.features.sum().backward()
     assert all(given[name].grad.isfinite().all() for name in LEAVES)
+    with pytest.warns(RuntimeWarning, match="tiles of its images were left empty"):
+        again = rasterize_surfels(**leaves(full_screen()))
+    torch.testing.assert_close(again.alpha, want)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         torch.testing.assert_close(rasterize_surfels(**leaves(full_screen())).alpha, want)
+
+
+def test_a_captured_call_needs_one_before_and_its_overflow_can_be_asked_for(back_end, monkeypatch):
+    small = full_screen()
+    small["scales"] = torch.full_like(small["scales"], 0.01)
+    monkeypatch.setattr(back_end, "capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="draw once with these sizes"):
+        rasterize_surfels(**leaves(small))
+    monkeypatch.setattr(back_end, "capturing", lambda: False)
+    rasterize_surfels(**leaves(small))
+    monkeypatch.setattr(back_end, "capturing", lambda: True)
+    rasterize_surfels(**leaves(small))
+    assert not back_end.graph_overflowed()
+    rasterize_surfels(**leaves(full_screen()))  # stands for a replay with other numbers: the capacity is the captured one
+    with pytest.warns(RuntimeWarning, match="must be captured again"):
+        assert back_end.graph_overflowed()
+    given, truth = leaves(full_screen()), leaves(full_screen())
+    random_loss(maps(rasterize_surfels(**given))).backward()
+    random_loss(maps(reference.rasterize_surfels(**truth))).backward()
+    assert not back_end.graph_overflowed()
+    for name in LEAVES:
+        assert relative_error(given[name].grad, truth[name].grad) < 1e-7, name
+
+
+def test_one_warp_a_tile_and_two_give_the_same_image(monkeypatch):
+    """Calls of few tiles are drawn by two warps each: the same pixels one by one as within a large batch."""
+    arguments = scene(batch=1, channels=7, count=12, width=16, height=8, dtype=torch.float32)
+    many = {k: v.expand(4100, *v.shape[1:]) if k == "viewmats" else v for k, v in arguments.items()}
+    few, out = rasterize_surfels(**arguments, aux=AUX), rasterize_surfels(**many, aux=AUX)
+    for name, image in maps(few, AUX).items():
+        assert torch.equal(maps(out, AUX)[name][-1:], image), name
 
 
 def test_sh_with_gradients_equals_the_reference_with_one_set_or_one_for_each_image():

@@ -188,6 +188,7 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   return bits;
 }
 inline int __any_sync(unsigned m, int predicate) { return __ballot_sync(m, predicate) != 0; }
+inline void __threadfence_system() {}
 inline int __all_sync(unsigned m, int predicate) { return __ballot_sync(m, predicate) == 0xffffffffu; }
 template <class V, class W> V atomicAdd(V* p, W value) {
   const V old = *p;

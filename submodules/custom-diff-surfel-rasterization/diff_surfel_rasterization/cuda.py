@@ -3,12 +3,12 @@
 The number of (surfel, tile) pairs is known on the device only. Pair buffers therefore have a capacity: PAIRS_PER_SURFEL for what is
 kept between forward and backward, more where a call of the same sizes needed more. The first call of its sizes, and every call
 without gradients, reads the count back (about 30 us); the other calls queue everything without waiting, with a quarter to spare,
-and the count is looked at once it has arrived. A count above the capacity leaves tiles empty, which is warned of then.
+and captured CUDA graphs replay with half to spare. Kernels note the greatest count in memory that the host reads (Watch). A count
+above the capacity leaves tiles empty, in the image and in its gradients alike; that is warned of at the next call.
 """
 
 import ctypes
 import warnings
-from collections import deque
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ PAIRS_PER_SURFEL, PAIRS_PER_IMAGE = 5, 1024
 LOSS_EDGE = {torch.float32: 32, torch.float64: 16}  # pixels of a block of the image loss
 OPS = (ops.forward_op, ops.backward_op, ops.sh_op, ops.sh_backward_op, image_loss.forward_op, image_loss.backward_op)
 COUNTERS_BYTES = 8 + 2 * 64 * 4
-LISTS = ("records", "normals", "tile_start", "tile_count", "tile_order", "ids")
+LISTS = ("records", "normals", "tile_start", "tile_order", "counters", "tile_count", "ids")
 PIXELS = ("transmittance", "moments", "last", "median")
 
 
@@ -30,7 +30,7 @@ class CudaCall(ctypes.Structure):  # mirrors struct CudaCall of csrc/cuda/device
         [("call", abi.Call)]
         + abi.fields(abi.I64, "capacity geometry_sums")
         + abi.fields(abi.POINTER, "records normals tile_start tile_count tile_order ids transmittance moments last median")
-        + abi.fields(abi.POINTER, "boxes keys cursor counters sums")
+        + abi.fields(abi.POINTER, "counters boxes keys cursor most_pairs most_pairs_host sums")
     )
 
 
@@ -46,7 +46,7 @@ def _list_bytes(dtype, batch, surfels, width, height, aux, capacity) -> list:
     """Bytes of the arrays named LISTS."""
     number, tiles = (8 if dtype == torch.float64 else 4), _tiles(batch, width, height)
     normals = 3 * number * batch * surfels if "normal" in aux else 0
-    return [12 * number * batch * surfels, normals, 8 * tiles, 4 * tiles, 4 * tiles, 4 * capacity]
+    return [12 * number * batch * surfels, normals, 8 * tiles, 4 * tiles, COUNTERS_BYTES, 4 * tiles, 4 * capacity]
 
 
 def _pixel_bytes(dtype, batch, width, height, aux) -> list:
@@ -82,6 +82,30 @@ def _allocate(call: CudaCall, names, sizes, device) -> Tensor:
     return memory
 
 
+class Watch:
+    """The greatest pair count of the calls of one kind (sizes, dtype, device): kept on the device, copied to pinned host memory by
+    whichever kernel meets a greater one."""
+
+    def __init__(self, device: torch.device, host: Tensor):
+        self.on_device, self.on_host = torch.zeros(1, dtype=torch.int64, device=device), host
+        self.pairs = 0
+        self.promised = self.captured = None  # capacity of the last call that did not wait, of the last one captured
+
+    def look(self) -> None:
+        arrived = self.on_host.item()
+        if arrived <= self.pairs:
+            return
+        self.pairs = arrived
+        limit = min((c for c in (self.promised, self.captured) if c is not None), default=arrived)
+        if arrived > limit:
+            warnings.warn(
+                f"surfel rasterizer: an earlier call had {arrived} pairs of surfels and tiles, its buffer held {limit}; tiles of "
+                "its images were left empty. The next calls have a larger buffer; a captured CUDA graph must be captured again.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
 class BackEnd:
     """The kernels over a loaded library. What depends on a real device stands in the methods that the emulation replaces."""
 
@@ -92,8 +116,7 @@ class BackEnd:
         if [library.surfel_cuda_call_size(i) for i in range(4)] != sizes:
             raise ImportError("libsurfel_cuda.so is of another version than this package: reinstall diff-surfel-rasterization")
         self.library = library
-        self.most_pairs = {}  # by the sizes of a call
-        self.awaited = deque()  # (key, capacity, event, pinned count)
+        self.watches: dict[tuple, Watch] = {}
 
     # --- what the device does
 
@@ -106,34 +129,22 @@ class BackEnd:
     def capturing(self) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
-    def await_count(self, key, capacity: int, count: Tensor) -> None:
-        """Has the pair count looked at when it has arrived on the host."""
-        host = torch.empty(1, dtype=torch.int64, pin_memory=True)
-        host.copy_(count, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self.awaited.append((key, capacity, event, host))
+    def host_memory(self) -> Tensor:
+        """A zero that kernels can write to and the host can read."""
+        return torch.zeros(1, dtype=torch.int64, pin_memory=True)
 
     # --- the pair buffer's capacity
 
-    def look_at_counts(self) -> None:
-        while self.awaited and self.awaited[0][2].query():
-            key, capacity, _, host = self.awaited.popleft()
-            self.note(key, capacity, int(host))
+    def capacity(self, watch: Watch, batch: int, surfels: int) -> int:
+        """For calls that do not wait, and their backward: never less than what the state holds."""
+        spare = 1.5 if self.capturing() else 1.25
+        return max(_kept_capacity(batch, surfels), int(watch.pairs * spare))
 
-    def note(self, key, capacity: int, pairs: int) -> None:
-        self.most_pairs[key] = max(self.most_pairs.get(key, 0), pairs)
-        if pairs > capacity:
-            warnings.warn(
-                f"surfel rasterizer: an earlier call had {pairs} pairs of surfels and tiles, its buffer held {capacity}; "
-                "tiles of its images were left empty. The buffer has been enlarged for the calls from now on.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-    def capacity(self, key, batch: int, surfels: int) -> int:
-        """For calls that keep their lists: never less than what the state holds."""
-        return max(_kept_capacity(batch, surfels), self.most_pairs.get(key, 0) * 5 // 4)
+    def graph_overflowed(self) -> bool:
+        """See `graph_overflowed` below."""
+        for watch in self.watches.values():
+            watch.look()
+        return any(w.captured is not None and w.pairs > w.captured for w in self.watches.values())
 
     # --- kernels
 
@@ -151,17 +162,16 @@ class BackEnd:
         key = (inputs[0].device, inputs[0].dtype, batch, inputs[0].shape[1], width, height)
         return CudaCall(call=base), keep, key
 
-    def count(self, call: CudaCall, dtype, device, tiles: int) -> tuple[Tensor, Tensor]:
-        """Counts the pairs; returns the scratch (to be kept until the lists are made) and the count, on the device."""
-        boxes = 8 * call.call.batch * call.call.surfels
-        scratch = _allocate(call, ("counters", "boxes", "cursor"), (COUNTERS_BYTES, boxes, 4 * tiles), device)
-        self.run("surfel_cuda_count", call, dtype, device)
-        return scratch, scratch[:8].view(torch.int64)
-
-    def list_pairs(self, call: CudaCall, capacity: int, dtype, device) -> None:
-        call.capacity = capacity
-        _keys = _allocate(call, ("keys",), (8 * capacity,), device)
-        self.run("surfel_cuda_list", call, dtype, device)
+    def watch(self, call: CudaCall, key) -> tuple[Watch, bool]:
+        """The watch over calls like this one, and whether it is new."""
+        new = key not in self.watches
+        if new:
+            if self.capturing():
+                raise RuntimeError("draw once with these sizes before capturing a CUDA graph (the pair buffer's size)")
+            self.watches[key] = Watch(key[0], self.host_memory())
+        watch = self.watches[key]
+        call.most_pairs, call.most_pairs_host = watch.on_device.data_ptr(), watch.on_host.data_ptr()
+        return watch, new
 
     def forward(
         self, means, quats, scales, opacities, features, viewmats, Ks, background, screen,
@@ -173,6 +183,7 @@ class BackEnd:
             outputs = ops.empty_outputs(*inputs, width, height, names, save)
             batch, state = outputs[0].shape[0], outputs[-1]
             call, _keep, key = self.prepare(inputs, width, height, near, far, cutoff, names, batch)
+            watch, new = self.watch(call, key)
             abi.fill(call.call, abi.MAPS, outputs[:6], "out_")
             call.call.radii = abi.pointer(outputs[6])
             kept = _kept_capacity(batch, surfels)
@@ -180,26 +191,40 @@ class BackEnd:
             if save:
                 end = _carve(call, LISTS, sizes, state)
                 _carve(call, PIXELS, _pixel_bytes(dtype, batch, width, height, names), state, end)
+                lists = state
             else:
-                _lists = _allocate(call, LISTS[:-1], sizes[:-1], device)
-            _scratch, count = self.count(call, dtype, device, _tiles(batch, width, height))
+                lists = _allocate(call, LISTS[:-1], sizes[:-1], device)
+            _scratch = self.scratch(call, batch, surfels, width, height, device)
+            waits = not self.capturing() and (new or not save)
+            if waits:
+                self.run("surfel_cuda_count", call, dtype, device)
+                start = call.counters - lists.data_ptr()
+                pairs = int(lists[start : start + 8].view(torch.int64))
+                watch.pairs = max(watch.pairs, pairs)
+            else:
+                watch.look()
             if self.capturing():
-                if key not in self.most_pairs:
-                    raise RuntimeError("draw once with these sizes before capturing a CUDA graph (the pair buffer's size)")
-                capacity = self.capacity(key, batch, surfels)
-            elif save and key in self.most_pairs:
-                self.look_at_counts()
-                capacity = self.capacity(key, batch, surfels)
-                self.await_count(key, capacity, count)
+                watch.captured = capacity = self.capacity(watch, batch, surfels)
+            elif save:
+                watch.promised = capacity = self.capacity(watch, batch, surfels)
             else:
-                capacity = int(count)
-                self.most_pairs[key] = max(self.most_pairs.get(key, 0), capacity)
-                capacity = self.capacity(key, batch, surfels) if save else capacity
+                capacity = pairs
             if not save or capacity > kept:
                 _ids = _allocate(call, ("ids",), (4 * capacity,), device)
-            self.list_pairs(call, capacity, dtype, device)
-            self.run("surfel_cuda_forward", call, dtype, device)
+            _keys = self.keys(call, capacity, device)
+            if waits:
+                self.run("surfel_cuda_list", call, dtype, device)
+                self.run("surfel_cuda_forward", call, dtype, device)
+            else:
+                self.run("surfel_cuda_draw", call, dtype, device)
         return outputs
+
+    def scratch(self, call: CudaCall, batch, surfels, width, height, device) -> Tensor:
+        return _allocate(call, ("boxes", "cursor"), (8 * batch * surfels, 4 * _tiles(batch, width, height)), device)
+
+    def keys(self, call: CudaCall, capacity: int, device) -> Tensor:
+        call.capacity = capacity
+        return _allocate(call, ("keys",), (8 * capacity,), device)
 
     def backward(
         self, grads, means, quats, scales, opacities, features, viewmats, Ks, background, state,
@@ -209,22 +234,22 @@ class BackEnd:
         device, dtype, surfels, batch = means.device, means.dtype, means.shape[1], ops.batch_size(*inputs)
         with self.on(device):
             call, _keep, key = self.prepare(inputs, width, height, near, far, cutoff, names, batch)
-            kept, capacity = _kept_capacity(batch, surfels), self.capacity(key, batch, surfels)
+            kept, capacity = _kept_capacity(batch, surfels), self.capacity(self.watches[key], batch, surfels)
             sizes = _list_bytes(dtype, batch, surfels, width, height, names, kept)
             end = _carve(call, LISTS, sizes, state)
             _carve(call, PIXELS, _pixel_bytes(dtype, batch, width, height, names), state, end)
             call.capacity = kept
             if capacity > kept:  # the lists were too long to be kept: make them again
                 _lists = _allocate(call, LISTS, [*sizes[:-1], 4 * capacity], device)
-                _scratch, _ = self.count(call, dtype, device, _tiles(batch, width, height))
-                self.list_pairs(call, capacity, dtype, device)
+                _scratch = self.scratch(call, batch, surfels, width, height, device)
+                _keys = self.keys(call, capacity, device)
+                self.run("surfel_cuda_count", call, dtype, device)
+                self.run("surfel_cuda_list", call, dtype, device)
             _incoming = abi.fill(call.call, abi.MAPS, grads, "g_")
             call.geometry_sums = 12 if all(g is None for g in grads[2:]) else 16
-            sums = means.new_zeros(batch, surfels, call.geometry_sums)
+            sums = means.new_empty(batch, surfels, call.geometry_sums)
             call.sums = abi.pointer(sums)
             outputs = ops.gradient_outputs(inputs, batch)
-            outputs[4].zero_()
-            outputs[5].zero_()
             abi.fill(call.call, abi.GRADIENTS, outputs, "d_")
             self.run("surfel_cuda_backward", call, dtype, device)
         return outputs
@@ -293,8 +318,16 @@ def _missing(*args, **kwargs):
     )
 
 
-if available():
-    BackEnd(ctypes.CDLL(str(library_path()))).register("cuda")
+def graph_overflowed() -> bool:
+    """Whether a captured CUDA graph has met more (surfel, tile) pairs than the buffer it was captured with holds: tiles of its
+    images stay empty, so capture it again (the buffer will be larger). Looks at the replays that are done; does not wait. Of
+    several graphs of the same sizes the last one captured is judged."""
+    return back_end is not None and back_end.graph_overflowed()
+
+
+back_end = BackEnd(ctypes.CDLL(str(library_path()))) if available() else None
+if back_end is not None:
+    back_end.register("cuda")
 else:
     for _op in OPS:
         _op.register_kernel("cuda")(_missing)

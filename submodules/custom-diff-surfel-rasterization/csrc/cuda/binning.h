@@ -1,9 +1,9 @@
 // From surfels to the list of surfels of every 8x8 tile, front to back, without the host knowing any count:
 //   project_surfels   records; pairs counted per tile         (a thread per image and surfel)
 //   allocate_tiles    a stretch of the pair buffer per tile   (in any order: the lists are sorted one by one)
-//   order_tiles       tiles by length, longest first
-//   scatter_pairs     keys (depth, surfel) into the stretches
-//   sort_short, sort_long   each list by its keys, all different: the order does not depend on the order of atomics
+//   scatter_pairs     keys (depth, surfel) into the stretches; its first blocks put the tiles in order, longest first
+//   sort_lists        each list by its keys, all different: the order does not depend on the order of atomics
+// Few launches, because at one image each costs as much as it does.
 #pragma once
 #include "device.h"
 
@@ -83,7 +83,8 @@ template <class T> __global__ void __launch_bounds__(256) project_surfels(const 
   j.boxes[i] = make_ushort4((unsigned short)box.x0, (unsigned short)box.x1, (unsigned short)box.y0, (unsigned short)box.y1);
 }
 
-__global__ void __launch_bounds__(256) allocate_tiles(int64_t tiles, const int32_t* count, int64_t* start, Counters* counters) {
+__global__ void __launch_bounds__(256)
+allocate_tiles(int64_t tiles, const int32_t* count, int64_t* start, int32_t* cursor, Counters* counters) {
   __shared__ int histogram[kClasses];
   const int64_t t = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   const int lane = threadIdx.x % kWarp, n = t < tiles ? count[t] : 0;
@@ -99,15 +100,23 @@ __global__ void __launch_bounds__(256) allocate_tiles(int64_t tiles, const int32
   base = __shfl_sync(kAllLanes, base, kWarp - 1);
   if (t < tiles) {
     start[t] = int64_t(base) + sum - n;
+    cursor[t] = 0;
     atomicAdd(&histogram[length_class(n)], 1);
   }
   __syncthreads();
   if (threadIdx.x < kClasses && histogram[threadIdx.x]) atomicAdd(&counters->classes[threadIdx.x], histogram[threadIdx.x]);
 }
 
-__global__ void __launch_bounds__(256) order_tiles(int64_t tiles, const int32_t* count, int32_t* order, Counters* counters) {
+// The tiles 256 block ... of the order; counters->pairs is told to whoever asked.
+template <class T> __device__ void order_tiles(const Job<T>& j, int block) {
   __shared__ int local[kClasses], base[kClasses];
-  const int64_t t = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  Counters* const counters = j.counters;
+  const int32_t* const count = j.tile_count;
+  const int64_t t = int64_t(block) * blockDim.x + threadIdx.x, tiles = int64_t(j.images) * j.tiles;
+  if (t == 0 && j.most_pairs && *j.most_pairs < counters->pairs) {
+    *j.most_pairs = *j.most_pairs_host = counters->pairs;
+    __threadfence_system();
+  }
   if (threadIdx.x < kClasses) local[threadIdx.x] = 0;
   __syncthreads();
   const int own = t < tiles ? length_class(count[t]) : -1, rank = own >= 0 ? atomicAdd(&local[own], 1) : 0;
@@ -118,11 +127,16 @@ __global__ void __launch_bounds__(256) order_tiles(int64_t tiles, const int32_t*
     base[threadIdx.x] = before;
   }
   __syncthreads();
-  if (own >= 0) order[base[own] + rank] = (int32_t)t;
+  if (own >= 0) j.tile_order[base[own] + rank] = (int32_t)t;
 }
 
-template <class T> __global__ void __launch_bounds__(256) scatter_pairs(const Job<T> j) {
-  const int n = blockIdx.x * blockDim.x + threadIdx.x, b = blockIdx.y;
+// `ordering` blocks for the order of the tiles, then those of the surfels, `blocks` an image.
+template <class T> __global__ void __launch_bounds__(256) scatter_pairs(const Job<T> j, int ordering, int blocks) {
+  if ((int)blockIdx.x < ordering) {
+    order_tiles(j, blockIdx.x);
+    return;
+  }
+  const int block = blockIdx.x - ordering, b = block / blocks, n = (block - b * blocks) * blockDim.x + threadIdx.x;
   if (n >= j.surfels) return;
   const int64_t i = int64_t(b) * j.surfels + n, tile0 = int64_t(b) * j.tiles;
   const ushort4 packed = j.boxes[i];
@@ -172,40 +186,39 @@ __device__ __forceinline__ void sort_keys(unsigned long long* keys, int n, int t
   sync();
 }
 
-template <class T> __global__ void __launch_bounds__(kWarpsPerBlock * kWarp) sort_short(const Job<T> j) {
-  __shared__ unsigned long long shared[kWarpsPerBlock][kLongList];
+constexpr int kSharedKeys = kWarpsPerBlock * kLongList, kLongSorters = 512;
+
+// The first `sorters` blocks take the lists of kLongList keys and more, a block each (they are the first in tile_order; past
+// kSharedKeys they are sorted in place); the others take a list for each warp.
+template <class T> __global__ void __launch_bounds__(kWarpsPerBlock * kWarp) sort_lists(const Job<T> j, int sorters) {
+  __shared__ unsigned long long shared[kSharedKeys];
+  int lists = 0;
+  for (int c = kLongClass; c < kClasses; c++) lists += j.counters->classes[c];
+  if ((int)blockIdx.x < sorters) {
+    for (int position = blockIdx.x; position < lists; position += sorters) {
+      const int tile = j.tile_order[position];
+      const TileList list = scattered_list(j, tile);
+      unsigned long long* const global = j.keys + list.start;
+      unsigned long long* const keys = list.count <= kSharedKeys ? shared : global;
+      if (keys == shared)
+        for (int i = threadIdx.x; i < list.count; i += blockDim.x) keys[i] = global[i];
+      sort_keys(keys, list.count, threadIdx.x, blockDim.x, [] { __syncthreads(); });
+      for (int i = threadIdx.x; i < list.count; i += blockDim.x) j.ids[list.start + i] = (uint32_t)keys[i];
+      if (threadIdx.x == 0) j.tile_count[tile] = list.count;
+      __syncthreads();
+    }
+    return;
+  }
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int64_t position = int64_t(blockIdx.x) * kWarpsPerBlock + warp;
-  if (position >= int64_t(j.images) * j.tiles) return;
+  const int64_t position = int64_t(blockIdx.x - sorters) * kWarpsPerBlock + warp;
+  if (position < lists || position >= int64_t(j.images) * j.tiles) return;
   const int tile = j.tile_order[position];
-  if (j.tile_count[tile] >= kLongList) return;
   const TileList list = scattered_list(j, tile);
-  unsigned long long* const keys = shared[warp];
+  unsigned long long* const keys = shared + warp * kLongList;
   for (int i = lane; i < list.count; i += kWarp) keys[i] = j.keys[list.start + i];
   sort_keys(keys, list.count, lane, kWarp, [] { __syncwarp(); });
   for (int i = lane; i < list.count; i += kWarp) j.ids[list.start + i] = (uint32_t)keys[i];
   if (lane == 0) j.tile_count[tile] = list.count;
-}
-
-constexpr int kSharedKeys = 4096, kLongSorters = 512;
-
-// A block per list of kLongList keys and more; the lists are the first in tile_order. Lists past kSharedKeys are sorted in place.
-template <class T> __global__ void __launch_bounds__(256) sort_long(const Job<T> j) {
-  __shared__ unsigned long long shared[kSharedKeys];
-  int lists = 0;
-  for (int c = kLongClass; c < kClasses; c++) lists += j.counters->classes[c];
-  for (int position = blockIdx.x; position < lists; position += gridDim.x) {
-    const int tile = j.tile_order[position];
-    const TileList list = scattered_list(j, tile);
-    unsigned long long* const global = j.keys + list.start;
-    unsigned long long* const keys = list.count <= kSharedKeys ? shared : global;
-    if (keys == shared)
-      for (int i = threadIdx.x; i < list.count; i += blockDim.x) keys[i] = global[i];
-    sort_keys(keys, list.count, threadIdx.x, blockDim.x, [] { __syncthreads(); });
-    for (int i = threadIdx.x; i < list.count; i += blockDim.x) j.ids[list.start + i] = (uint32_t)keys[i];
-    if (threadIdx.x == 0) j.tile_count[tile] = list.count;
-    __syncthreads();
-  }
 }
 
 }  // namespace surfel

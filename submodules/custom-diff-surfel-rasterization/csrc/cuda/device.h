@@ -47,15 +47,16 @@ SURFEL_FN float fast_root(float x) {           // 1 ulp
 #endif
 }
 
-constexpr int kWarp = 32, kEdge = 8;           // a warp draws a tile of 8x8 pixels, two rows apart by 4 in each lane
+constexpr int kWarp = 32, kEdge = 8;           // tiles of 8x8 pixels
 constexpr int kWarpsPerBlock = 4, kRecord = 12;
 constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kFewTiles = 8192;                // up to so many are drawn by two warps each
 constexpr int kClasses = 64, kClassWidth = 16; // tiles are taken longest first, by classes of list length
 constexpr int kLongClass = 33, kLongList = (kLongClass - 1) * kClassWidth;
 
 __host__ __device__ inline int length_class(int n) { return n == 0 ? 0 : n / kClassWidth + 1 < kClasses ? n / kClassWidth + 1 : kClasses - 1; }
 
-// Zeroed before each count.
+// Zeroed before each count, together with tile_count, which follows it in memory.
 struct Counters {
   unsigned long long pairs;                    // (surfel, tile) pairs of all images: what the pair buffer must hold
   int classes[kClasses], placed[kClasses];
@@ -72,8 +73,10 @@ struct CudaCall {
   uint32_t* ids;                               // (capacity): surfels of each tile, front to back
   void *transmittance, *moments;               // state of forward a pixel, null in inference
   int32_t *last, *median;
-  void *boxes, *keys, *cursor, *counters;      // scratch of listing: (B, N, 4) uint16, (capacity) uint64, (B tiles) int32, Counters
-  void* sums;                                  // scratch of backward, zeroed: (B, N, geometry_sums)
+  void* counters;                              // Counters
+  void *boxes, *keys, *cursor;                 // scratch of listing: (B, N, 4) uint16, (capacity) uint64, (B tiles) int32
+  void *most_pairs, *most_pairs_host;          // uint64: the greatest count so far, on the device, and a copy the host can read; or null
+  void* sums;                                  // scratch of backward: (B, N, geometry_sums)
 };
 
 template <class T> struct Job {
@@ -91,6 +94,7 @@ template <class T> struct Job {
   unsigned long long* keys;
   int32_t* cursor;
   Counters* counters;
+  unsigned long long *most_pairs, *most_pairs_host;
   T *out_features, *out_alpha, *out_depth, *out_normal, *out_median, *out_distortion;
   int32_t* radii;
   const T *g_features, *g_alpha, *g_depth, *g_normal, *g_median, *g_distortion;
@@ -119,6 +123,7 @@ template <class T> Job<T> make_job(const CudaCall& c) {
   PLANE(c, records) PLANE(c, normals) PLANE(c, tile_start) PLANE(c, tile_count) PLANE(c, tile_order) PLANE(c, ids)
   PLANE(c, transmittance) PLANE(c, moments) PLANE(c, last) PLANE(c, median) PLANE(c, sums)
   PLANE(c, boxes) PLANE(c, keys) PLANE(c, cursor) PLANE(c, counters)
+  PLANE(c, most_pairs) PLANE(c, most_pairs_host)
   PLANE(a, out_features) PLANE(a, out_alpha) PLANE(a, out_depth) PLANE(a, out_normal) PLANE(a, out_median) PLANE(a, out_distortion)
   PLANE(a, radii) PLANE(a, g_features) PLANE(a, g_alpha) PLANE(a, g_depth) PLANE(a, g_normal) PLANE(a, g_median)
   PLANE(a, g_distortion) PLANE(a, d_means) PLANE(a, d_quats) PLANE(a, d_scales) PLANE(a, d_opacities) PLANE(a, d_features)

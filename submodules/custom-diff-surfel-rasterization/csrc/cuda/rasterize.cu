@@ -13,26 +13,28 @@ int blocks_for(int64_t count, int block) { return (int)((count + block - 1) / bl
 template <class T> void count_pairs(const CudaCall& c, cudaStream_t stream) {
   const Job<T> j = make_job<T>(c);
   const int64_t tiles = int64_t(j.images) * j.tiles;
-  cudaMemsetAsync(j.counters, 0, sizeof(Counters), stream);
-  cudaMemsetAsync(j.tile_count, 0, tiles * sizeof(int32_t), stream);
+  const char* const end = reinterpret_cast<const char*>(j.tile_count + tiles);
+  cudaMemsetAsync(j.counters, 0, end - reinterpret_cast<const char*>(j.counters), stream);
   if (j.surfels) SURFEL_LAUNCH(project_surfels<T>, dim3(blocks_for(j.surfels, 256), j.images), 256, stream, j);
-  SURFEL_LAUNCH(allocate_tiles, blocks_for(tiles, 256), 256, stream, tiles, j.tile_count, j.tile_start, j.counters);
-  SURFEL_LAUNCH(order_tiles, blocks_for(tiles, 256), 256, stream, tiles, j.tile_count, j.tile_order, j.counters);
+  SURFEL_LAUNCH(allocate_tiles, blocks_for(tiles, 256), 256, stream, tiles, j.tile_count, j.tile_start, j.cursor, j.counters);
 }
 
 template <class T> void list_pairs(const CudaCall& c, cudaStream_t stream) {
   const Job<T> j = make_job<T>(c);
   const int64_t tiles = int64_t(j.images) * j.tiles;
-  if (!j.surfels) return;
-  cudaMemsetAsync(j.cursor, 0, tiles * sizeof(int32_t), stream);
-  SURFEL_LAUNCH(scatter_pairs<T>, dim3(blocks_for(j.surfels, 256), j.images), 256, stream, j);
-  SURFEL_LAUNCH(sort_short<T>, blocks_for(tiles, kWarpsPerBlock), kWarpsPerBlock * kWarp, stream, j);
-  SURFEL_LAUNCH(sort_long<T>, (int)smaller(tiles, (int64_t)kLongSorters), 256, stream, j);
+  const int ordering = blocks_for(tiles, 256), blocks = blocks_for(j.surfels, 256), sorters = (int)smaller(tiles, int64_t(kLongSorters));
+  SURFEL_LAUNCH(scatter_pairs<T>, ordering + j.images * blocks, 256, stream, j, ordering, blocks);
+  SURFEL_LAUNCH(sort_lists<T>, sorters + blocks_for(tiles, kWarpsPerBlock), kWarpsPerBlock * kWarp, stream, j, sorters);
 }
 
+template <class T, int F, bool kAux, int P> void launch_tiles(const Job<T>& j, int first, bool backward, cudaStream_t stream) {
+  auto* const kernel = backward ? &backward_tiles<T, F, kAux, P> : &forward_tiles<T, F, kAux, P>;
+  const int64_t warps = int64_t(j.images) * j.tiles * (2 / P);
+  SURFEL_LAUNCH(kernel, blocks_for(warps, kWarpsPerBlock), kWarpsPerBlock * kWarp, stream, j, first);
+}
 template <class T, int F, bool kAux> void launch_tiles(const Job<T>& j, int first, bool backward, cudaStream_t stream) {
-  auto* const kernel = backward ? &backward_tiles<T, F, kAux> : &forward_tiles<T, F, kAux>;
-  SURFEL_LAUNCH(kernel, blocks_for(int64_t(j.images) * j.tiles, kWarpsPerBlock), kWarpsPerBlock * kWarp, stream, j, first);
+  const bool few = int64_t(j.images) * j.tiles <= kFewTiles;
+  few ? launch_tiles<T, F, kAux, 1>(j, first, backward, stream) : launch_tiles<T, F, kAux, 2>(j, first, backward, stream);
 }
 
 // All channels: by a template of their number, or eight at a time. The aux maps go with the first.
@@ -63,9 +65,21 @@ template <class T> void forward(const CudaCall& c, cudaStream_t stream) {
   draw(j, j.out_depth || j.out_normal || j.out_median || j.out_distortion, false, stream);
 }
 
-// Outputs come zeroed.
+// count_pairs, list_pairs and forward in one call, where the host need not know the count.
+template <class T> void draw_at_once(const CudaCall& c, cudaStream_t stream) {
+  count_pairs<T>(c, stream);
+  list_pairs<T>(c, stream);
+  forward<T>(c, stream);
+}
+
 template <class T> void backward(const CudaCall& c, cudaStream_t stream) {
   const Job<T> j = make_job<T>(c);
+  const auto zero = [&](T* p, int64_t count) {
+    if (p) cudaMemsetAsync(p, 0, count * sizeof(T), stream);
+  };
+  zero(j.sums, int64_t(j.images) * j.surfels * j.geometry_sums);
+  zero(j.d_features, (j.s_features ? j.images : 1) * int64_t(j.surfels) * j.channels);
+  zero(j.d_background, int64_t(j.s_background ? j.images : 1) * j.channels);
   if (j.d_background && j.g_features)
     SURFEL_LAUNCH(background_gradient<T>, dim3(32, j.images * j.channels), 256, stream, j);
   if (!j.surfels) return;
@@ -121,6 +135,7 @@ using surfel::CudaCall;
 ENTRY(surfel_cuda_count, count_pairs, CudaCall)
 ENTRY(surfel_cuda_list, list_pairs, CudaCall)
 ENTRY(surfel_cuda_forward, forward, CudaCall)
+ENTRY(surfel_cuda_draw, draw_at_once, CudaCall)
 ENTRY(surfel_cuda_backward, backward, CudaCall)
 ENTRY(surfel_cuda_sh_forward, sh_forward, ShCall)
 ENTRY(surfel_cuda_sh_backward, sh_backward, ShCall)

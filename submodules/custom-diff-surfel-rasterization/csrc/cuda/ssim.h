@@ -182,7 +182,7 @@ template <class T> __global__ void __launch_bounds__(kLossThreads) loss_sums(con
   sums[threadIdx.x] = sum;
   for (int half = kLossThreads / 2; half > 0; half /= 2) {
     __syncthreads();
-    if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+    if ((int)threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
   }
   if (threadIdx.x > 0) return;
   if (q == 0)

@@ -1,4 +1,5 @@
-// The tile kernels: a warp draws 8x8 pixels, two a lane, four warps a block each on its own; tiles are taken longest first.
+// The tile kernels: a warp draws a tile of 8x8 pixels, P = 2 a lane, four warps a block each on its own; tiles are taken longest
+// first. With P = 1 two warps share a tile, a half each: for few tiles, whose longest lists a single warp would be late with.
 // A template draws F channels, `first` .. `first` + F - 1; other counts are drawn in several launches (see rasterize.cu). Aux maps,
 // alpha and the state go with the launch of channel 0.
 #pragma once
@@ -38,37 +39,47 @@ template <class T, int F, bool kAux> struct Stage {
 };
 
 // A warp's tile and its lanes' pixels: (x, y) and (x, y + 4).
-struct Place {
+template <int P> struct Place {
   int b, tile, x, y, lane;
-  bool in_image[2];
+  bool in_image[P];
 };
-template <class T> __device__ __forceinline__ bool find_place(const Job<T>& j, int warp, Place& p) {
+template <class T, int P> __device__ __forceinline__ bool find_place(const Job<T>& j, int warp, Place<P>& p) {
   const int64_t position = int64_t(blockIdx.x) * kWarpsPerBlock + warp;
-  if (position >= int64_t(j.images) * j.tiles) return false;
-  p.tile = j.tile_order[position];
+  if (position >= int64_t(j.images) * j.tiles * (2 / P)) return false;
+  p.tile = j.tile_order[position / (2 / P)];
   p.lane = threadIdx.x % kWarp;
   p.b = p.tile / j.tiles;
   const int local = p.tile - p.b * j.tiles, ty = local / j.tiles_x, tx = local - ty * j.tiles_x;
   p.x = tx * kEdge + p.lane % kEdge;
-  p.y = ty * kEdge + p.lane / kEdge;
-  for (int i = 0; i < 2; i++) p.in_image[i] = p.x < j.width && p.y + 4 * i < j.height;
+  p.y = ty * kEdge + p.lane / kEdge + (P == 1 ? int(position % 2) * 4 : 0);
+  for (int i = 0; i < P; i++) p.in_image[i] = p.x < j.width && p.y + 4 * i < j.height;
   return true;
 }
 
+template <int P> __device__ __forceinline__ bool any_of(const bool* v) {
+  bool any = v[0];
+  for (int i = 1; i < P; i++) any |= v[i];
+  return any;
+}
+
 // Front to back.
-template <class T, int F, bool kAux>
+template <class T, int F, bool kAux, int P>
 __global__ void __launch_bounds__(kWarpsPerBlock * kWarp) forward_tiles(const Job<T> j, int first) {
   __shared__ Stage<T, F, kAux> stages[kWarpsPerBlock];
-  Place p;
+  Place<P> p;
   if (!find_place(j, threadIdx.x / kWarp, p)) return;
   Stage<T, F, kAux>& stage = stages[threadIdx.x / kWarp];
   const TileList list = tile_list(j, p.tile);
   const T px = T(p.x) + T(0.5), py = T(p.y) + T(0.5);
-  T trans[2] = {T(1), T(1)}, colour[2][F] = {};
-  int last[2] = {};
-  bool live[2] = {p.in_image[0], p.in_image[1]};
-  T depth[2] = {}, normal[2][3] = {}, median[2] = {}, nearest[2] = {}, moment1[2] = {}, moment2[2] = {}, distortion[2] = {};
-  int median_index[2] = {};
+  T trans[P], colour[P][F] = {};
+  int last[P] = {};
+  bool live[P];
+  for (int i = 0; i < P; i++) {
+    trans[i] = T(1);
+    live[i] = p.in_image[i];
+  }
+  T depth[P] = {}, normal[P][3] = {}, median[P] = {}, nearest[P] = {}, moment1[P] = {}, moment2[P] = {}, distortion[P] = {};
+  int median_index[P] = {};
 
   for (int base = 0; base < list.count; base += kWarp) {
     __syncwarp();
@@ -77,12 +88,17 @@ __global__ void __launch_bounds__(kWarpsPerBlock * kWarp) forward_tiles(const Jo
     const int count = smaller(kWarp, list.count - base);
     for (int k = 0; k < count; k++) {
       const Record<T> s = stage.record(k);
-      const Hit<T, bool> hit[2] = {meet<T, bool>(s, px, py, j.near), meet<T, bool>(s, px, py + T(4), j.near)};
-      const bool valid[2] = {hit[0].valid && live[0], hit[1].valid && live[1]};
-      if (!__any_sync(kAllLanes, valid[0] || valid[1])) continue;
+      Hit<T, bool> hit[P];
+      bool valid[P];
+#pragma unroll
+      for (int i = 0; i < P; i++) {
+        hit[i] = meet<T, bool>(s, px, py + T(4 * i), j.near);
+        valid[i] = hit[i].valid && live[i];
+      }
+      if (!__any_sync(kAllLanes, any_of<P>(valid))) continue;
       const T* const f = stage.row[k] + kRecord;
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
+      for (int i = 0; i < P; i++) {
         if (!valid[i]) continue;
         const T alpha = minimum(hit[i].raw_alpha, T(kMaxAlpha)), before = trans[i], after = fma(-alpha, before, before);
         if (after < T(kMinTransmittance)) {
@@ -115,12 +131,12 @@ __global__ void __launch_bounds__(kWarpsPerBlock * kWarp) forward_tiles(const Jo
         }
       }
     }
-    if (!__any_sync(kAllLanes, live[0] || live[1])) break;
+    if (!__any_sync(kAllLanes, any_of<P>(live))) break;
   }
 
   const int64_t area = int64_t(j.width) * j.height;
 #pragma unroll
-  for (int i = 0; i < 2; i++) {
+  for (int i = 0; i < P; i++) {
     if (!p.in_image[i]) continue;
     const int64_t pixel = int64_t(p.y + 4 * i) * j.width + p.x, at = p.b * area + pixel;
     const T* const back = j.background ? j.background + j.s_background * p.b : nullptr;
@@ -187,26 +203,28 @@ template <int N> __device__ __forceinline__ int scattered_index(int lane) {
 
 // Back to front. With q the incoming gradient dotted with what the surfel shows and S the suffix sum of w q (started with the
 // background and alpha terms), dL/dalpha = T q - S/(1 - alpha): two numbers of state whatever the channel count.
-template <class T, int F, bool kAux>
+template <class T, int F, bool kAux, int P>
 __global__ void __launch_bounds__(kWarpsPerBlock * kWarp) backward_tiles(const Job<T> j, int first) {
   __shared__ Stage<T, F, kAux> stages[kWarpsPerBlock];
   constexpr int kGeometry = kAux ? 16 : 12, kSums = kGeometry + F;
-  Place p;
+  Place<P> p;
   if (!find_place(j, threadIdx.x / kWarp, p)) return;
   Stage<T, F, kAux>& stage = stages[threadIdx.x / kWarp];
   const TileList list = tile_list(j, p.tile);
   if (list.count == 0) return;
   const int64_t area = int64_t(j.width) * j.height;
   const T px = T(p.x) + T(0.5), py = T(p.y) + T(0.5);
-  T trans[2] = {T(1), T(1)}, suffix[2] = {}, g[2][F] = {};
-  T g_depth[2] = {}, g_normal[2][3] = {}, g_median[2] = {}, g_distortion[2] = {};
-  T nearest[2] = {}, moment1[2] = {}, moment2[2] = {}, mass[2] = {};
-  int last[2] = {}, median[2] = {};
+  T trans[P], suffix[P] = {}, g[P][F] = {};
+  T g_depth[P] = {}, g_normal[P][3] = {}, g_median[P] = {}, g_distortion[P] = {};
+  T nearest[P] = {}, moment1[P] = {}, moment2[P] = {}, mass[P] = {};
+  int last[P] = {}, median[P] = {}, deepest = 0;
 #pragma unroll
-  for (int i = 0; i < 2; i++) {
+  for (int i = 0; i < P; i++) {
+    trans[i] = T(1);
     if (!p.in_image[i]) continue;
     const int64_t pixel = int64_t(p.y + 4 * i) * j.width + p.x, at = p.b * area + pixel;
     last[i] = j.last[at];
+    deepest = larger(deepest, last[i]);
     if (last[i] == 0) continue;
     trans[i] = j.transmittance[at];
     const T* const back = j.background ? j.background + j.s_background * p.b : nullptr;
@@ -236,7 +254,6 @@ __global__ void __launch_bounds__(kWarpsPerBlock * kWarp) backward_tiles(const J
       }
     }
   }
-  int deepest = larger(last[0], last[1]);
 #pragma unroll
   for (int o = kWarp / 2; o > 0; o /= 2) deepest = larger(deepest, __shfl_xor_sync(kAllLanes, deepest, o));
 
@@ -256,13 +273,18 @@ __global__ void __launch_bounds__(kWarpsPerBlock * kWarp) backward_tiles(const J
     for (int k = 0; k < count; k++) {
       const int index = top - k;               // 1 + index in the list, as `last` counts
       const Record<T> s = stage.record(k);
-      const Hit<T, bool> hit[2] = {meet<T, bool>(s, px, py, j.near), meet<T, bool>(s, px, py + T(4), j.near)};
-      const bool blended[2] = {hit[0].valid && index <= last[0], hit[1].valid && index <= last[1]};
-      if (!__any_sync(kAllLanes, blended[0] || blended[1])) continue;
+      Hit<T, bool> hit[P];
+      bool blended[P];
+#pragma unroll
+      for (int i = 0; i < P; i++) {
+        hit[i] = meet<T, bool>(s, px, py + T(4 * i), j.near);
+        blended[i] = hit[i].valid && index <= last[i];
+      }
+      if (!__any_sync(kAllLanes, any_of<P>(blended))) continue;
       const T* const f = stage.row[k] + kRecord;
       T sums[kSums] = {};
 #pragma unroll
-      for (int i = 0; i < 2; i++) {
+      for (int i = 0; i < P; i++) {
         if (!blended[i]) continue;
         const T alpha = minimum(hit[i].raw_alpha, T(kMaxAlpha)), inverse = reciprocal(T(1) - alpha);
         const T before = trans[i] * inverse, weight = alpha * before;
