@@ -27,6 +27,16 @@ class TokenAttention(nn.Module):
         self.hidden = nn.Sequential(nn.Linear(d_model, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, d_model))
         self.dropout = nn.Dropout(dropout)
 
+    def keys_and_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens (B, T, d) -> keys, scaled, and values, through the output projection, (B, h, T, d): as wide as the model.
+
+        Keys are zero outside their head's columns, so whole queries may meet them, and weighted values need only be summed.
+        """
+        width = tokens.shape[-1]
+        own = torch.eye(self.heads, device=tokens.device).repeat_interleave(width // self.heads, 1)[:, None]  # (h, 1, d)
+        key = self.key(tokens)[:, None] * (own / math.sqrt(width // self.heads))
+        return key, (self.value(tokens)[:, None] * own) @ self.out.weight.T
+
     def forward(self, features: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """features (N, d) or (B, N, d), tokens (B, T, d) -> ((B, N, d), attention (B, N, T)); attention sums to 1 over T."""
         batch, count, width = tokens.shape

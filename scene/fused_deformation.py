@@ -1,0 +1,204 @@
+"""The deformation on a GPU: forward and backward as a handful of Triton kernels (deformation_kernels.py) that keep everything
+between a surfel and its deformed attributes on chip. Op by op the same network moves about 109 GB a step of 16 frames and 50k
+surfels, here under 3.
+
+The reference, and the path of CPUs, is the plain torch of deformation.py; `applies` says when this one takes over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import triton
+from torch import Tensor
+
+from scene import deformation_kernels as kernels
+
+PRODUCTS = torch.bfloat16  # what matrix products multiply
+LARGEST = 128  # padded width of the model and of the layer's hidden tensor: wider ones do not fit on chip
+# rows of a tile, warps, loads in flight (H100)
+TILES = {"forward": (128, 8, 2), "gather": (64, 4, 1), "heads_backward": (128, 8, 2), "weights_backward": (128, 8, 2),
+         "layer_backward": (128, 8, 1)}  # fmt: skip
+
+
+def applies(deformation, device: torch.device) -> bool:
+    """One attention layer without dropout, no wider than the kernels can hold, on a GPU."""
+    layer = deformation.attention[0]
+    widths = layer.query.in_features, layer.hidden[0].out_features
+    dropout = layer.dropout.p > 0 and deformation.training
+    return device.type == "cuda" and len(deformation.attention) == 1 and not dropout and max(widths) <= LARGEST
+
+
+def _power(size: int) -> int:
+    """The least power of two that holds `size` and fills a matrix instruction."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def _padded(x: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """`x` in the first corner of zeros of `shape`, contiguous."""
+    dtype = dtype or PRODUCTS
+    if x.shape == shape:
+        return x.to(dtype).contiguous()
+    out = torch.zeros(shape, dtype=dtype, device=x.device)
+    out[tuple(slice(n) for n in x.shape)] = x
+    return out
+
+
+def _corner(x: Tensor, like: Tensor) -> Tensor:
+    """Undo `_padded`."""
+    return x[tuple(slice(n) for n in like.shape)]
+
+
+@dataclasses.dataclass
+class Network:
+    """Weights as the kernels read them. `first` and `last` hold the layers of all heads, `last` (O, U) block-diagonal."""
+
+    norms: Tensor  # (4, D) weight and bias of either norm
+    w1: Tensor  # (F, D)
+    b1: Tensor
+    w2: Tensor  # (D, F)
+    b2: Tensor
+    first: Tensor  # (U, D)
+    first_bias: Tensor
+    last: Tensor  # (O, U)
+
+    @classmethod
+    def of(cls, norms, w1, b1, w2, b2, first, first_bias, last) -> Network:
+        width, hidden, units = _power(w1.shape[1]), _power(w1.shape[0]), len(first)
+        block = min(_power(units), LARGEST)
+        units = triton.cdiv(units, block) * block
+        single = torch.float32
+        return cls(_padded(norms, 4, width, dtype=single), _padded(w1, hidden, width), _padded(b1, hidden, dtype=single),
+                   _padded(w2, width, hidden), _padded(b2, width, dtype=single), _padded(first, units, width),
+                   _padded(first_bias, units, dtype=single), _padded(last, _power(len(last)), units))  # fmt: skip
+
+    def sizes(self) -> dict[str, int]:
+        block = min(len(self.first), LARGEST)
+        return {"D": self.w1.shape[1], "F": len(self.w1), "W": block, "BLOCKS": len(self.first) // block, "O": len(self.last)}
+
+
+def _token_sizes(keys: Tensor) -> dict[str, int]:
+    heads, tokens = keys.shape[1:3]
+    tokens_padded = triton.next_power_of_2(tokens)
+    return {"HEADS": heads, "TOKENS": tokens, "TOKENS_PADDED": tokens_padded,
+            "HEADS_PADDED": max(triton.next_power_of_2(heads), 16 // tokens_padded)}  # fmt: skip
+
+
+def _pick(sizes: dict[str, int], *names: str) -> dict[str, int]:
+    return {name: sizes[name] for name in names}
+
+
+def _launch(name: str, grid, *tensors, **sizes) -> None:
+    rows, warps, stages = TILES[name]
+    kernel = getattr(kernels, name)
+    sizes |= {"ROWS": rows} | ({"STAGES": stages} if "STAGES" in kernel.arg_names else {})
+    kernel[grid](*tensors, **sizes, num_warps=warps)
+
+
+def run_forward(features: Tensor, query: Tensor, keys: Tensor, values: Tensor, network: Network, base: Tensor,
+                sizes: tuple[int, ...], keep: bool) -> tuple[list[Tensor], Tensor, Tensor]:  # fmt: skip
+    """Deformed attributes (B, N, size) each, attention (B, N, T) and, with `keep`, what the backward needs (B, N, D).
+
+    features (N, d) with the bias of the output projection, query (N, d), keys and values (B, h, T, d) that vanish
+    outside their head, scaled and projected; base (N, sum of sizes) is added to the residuals.
+    """
+    (count, width), (batch, _, tokens, _) = features.shape, keys.shape
+    sizes_of = network.sizes() | _token_sizes(keys)
+    padded = batch, sizes_of["HEADS_PADDED"], sizes_of["TOKENS_PADDED"], sizes_of["D"]
+    outputs = [base.new_empty(batch, count, size) for size in sizes]
+    attention = base.new_empty(batch, count, tokens)
+    hidden = query.new_empty(batch if keep else 0, count, sizes_of["D"])
+    n = network
+    with torch.cuda.device_of(features):
+        _launch("forward", (triton.cdiv(count, TILES["forward"][0]),), features, query, _padded(keys, *padded),
+                _padded(values, *padded), n.norms, n.w1, n.b1, n.w2, n.b2, n.first, n.first_bias, n.last, base, tuple(outputs),
+                attention, hidden, count, batch, **sizes_of, WIDTH=width, SIZES=sizes, KEEP=keep, RESIDENT=RESIDENT)  # fmt: skip
+    return outputs, attention, hidden
+
+
+RESIDENT = False
+
+
+class _Deform(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, sizes, keep, features, query, keys, values, base, *weights):
+        features, query, base = features.contiguous(), query.to(PRODUCTS).contiguous(), base.contiguous()
+        network = Network.of(*weights)
+        outputs, attention, hidden = run_forward(features, query, keys, values, network, base, sizes, keep)
+        ctx.sizes, ctx.network = sizes, network
+        ctx.save_for_backward(features, query, keys, values, hidden, *weights)
+        return *outputs, attention
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, *gradients):
+        features, query, keys, values, hidden, *weights = ctx.saved_tensors
+        n, sizes = ctx.network, ctx.network.sizes() | _token_sizes(keys)
+        (count, width), batch = features.shape, len(keys)
+        gradients, attention_gradient = tuple(g.contiguous() for g in gradients[:-1]), gradients[-1].contiguous()
+        rows, D = batch * count, sizes["D"]
+        block = _pick(sizes, "D", "W", "O")
+        with torch.cuda.device_of(features):
+            packed = hidden.new_empty(batch, count, sizes["O"])
+            d_base = features.new_empty(count, sum(ctx.sizes))
+            _launch("gather", (triton.cdiv(count, TILES["gather"][0]),), gradients, packed, d_base, count, batch, O=sizes["O"],
+                    SIZES=ctx.sizes)  # fmt: skip
+            d_hidden = torch.empty_like(hidden)
+            _launch("heads_backward", (triton.cdiv(rows, TILES["heads_backward"][0]),), hidden, packed, n.first, n.first_bias,
+                    n.last, d_hidden, rows, BLOCKS=sizes["BLOCKS"], **block)  # fmt: skip
+            d_first, d_first_bias, d_last = _weights_backward(hidden, packed, n.first, n.first_bias, n.last, sizes["W"])
+            del packed
+            tiles = triton.cdiv(count, TILES["layer_backward"][0])
+            pairs = sizes["HEADS_PADDED"], sizes["TOKENS_PADDED"]
+            d_features = torch.empty_like(features)
+            d_scores = query.new_empty(count, batch, *pairs)
+            d_values = features.new_empty(tiles, batch, *pairs, D)
+            d_norms = features.new_empty(tiles, batch, 5, D)
+            inputs, d_outputs = torch.empty_like(hidden), torch.empty_like(hidden)
+            key, value = _padded(keys, batch, *pairs, D), _padded(values, batch, *pairs, D)
+            _launch("layer_backward", (tiles,), features, query, key, value, n.norms, n.w1, n.b1, n.w2, n.b2, d_hidden,
+                    attention_gradient, d_features, d_scores, d_values, d_norms, inputs, d_outputs, count, batch,
+                    **_token_sizes(keys), **_pick(sizes, "D", "F"), WIDTH=width)  # fmt: skip
+            d_w1, d_b1, d_w2 = _weights_backward(inputs, d_outputs, n.w1, n.b1, n.w2, sizes["F"])
+        d_scores = d_scores.flatten(1)  # (N, B C)
+        d_query = (d_scores @ key.flatten(0, 2))[:, :width].float()
+        d_keys = (d_scores.T @ query).float().view(batch, *pairs, width)
+        d_norms = d_norms.sum((0, 1))
+        d_weights = d_norms[:4], d_w1, d_b1, d_w2, d_norms[4], d_first, d_first_bias, d_last
+        return (None, None, d_features, d_query, _corner(d_keys, keys), _corner(d_values.sum(0), keys), d_base,
+                *(_corner(gradient, weight) for gradient, weight in zip(d_weights, weights, strict=True)))  # fmt: skip
+
+
+def _weights_backward(x: Tensor, gradient: Tensor, first: Tensor, bias: Tensor, last: Tensor, block: int) -> tuple[Tensor, ...]:
+    """Gradients of first (U, D), its bias and last (O, U) of last(relu(first(x))), in pieces of `block` of the U units."""
+    units, outputs = first.shape[0], len(last)
+    blocks = units // block
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+    parts = max(1, processors * 8 // TILES["weights_backward"][1] // blocks)  # 8 warps fill a processor
+    d_first = x.new_empty(parts, *first.shape, dtype=torch.float32)
+    d_bias = d_first.new_empty(parts, units)
+    d_last = d_first.new_empty(parts, units, outputs)
+    _launch("weights_backward", (parts, blocks), x, gradient, first, bias, last, d_first, d_bias, d_last,
+            x.shape[:-1].numel(), D=x.shape[-1], W=block, O=outputs)  # fmt: skip
+    return d_first.sum(0), d_bias.sum(0), d_last.sum(0).T
+
+
+def weights_of(layer, heads, scales: dict[str, float]) -> tuple[Tensor, ...]:
+    """What `Network.of` takes, of a TokenAttention and ResidualHeads, each head's output times its scale."""
+    norms = torch.stack([layer.norm_attention.weight, layer.norm_attention.bias, layer.norm_hidden.weight, layer.norm_hidden.bias])
+    last = torch.block_diag(*(scales.get(name, 1.0) * head.weight for name, head in heads.last.items()))
+    inner, outer = layer.hidden[0], layer.hidden[2]
+    return norms, inner.weight, inner.bias, outer.weight, outer.bias, heads.first.weight, heads.first.bias, last
+
+
+def deform(layer, heads, features: Tensor, tokens: Tensor, base: dict[str, Tensor],
+           scales: dict[str, float]) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
+    """base[name] (N, size) + scale of it x what its head says of (N, d) features and (B, T, d) tokens -> (B, N, size) each,
+    and attention (B, N, T)."""
+    keys, values = layer.keys_and_values(tokens)
+    columns = [base[name] + scales.get(name, 1.0) * head.bias for name, head in heads.last.items()]
+    sizes = tuple(column.shape[1] for column in columns)
+    *outputs, attention = _Deform.apply(sizes, torch.is_grad_enabled(), features + layer.out.bias, layer.query(features), keys,
+                                        values, torch.cat(columns, 1), *weights_of(layer, heads, scales))  # fmt: skip
+    return dict(zip(heads.last, outputs, strict=True)), attention
