@@ -10,7 +10,6 @@ Errors are relative (norm of the difference over norm) to the plain network in f
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 import sys
 import time
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import arguments
 from scene.attention import TokenAttention
-from scene.deformation import MOTION, ResidualHeads
+from scene.deformation import SCALES, ResidualHeads
 from scene.tri_plane import TriPlane
 
 CANDIDATES = {
@@ -59,14 +58,13 @@ class Case:
 
     def plain(self) -> dict[str, torch.Tensor]:
         x, attention = self.layer(self.inputs["features"], self.inputs["tokens"])
-        scale = {"xyz": MOTION}
-        return {n: self.inputs[n] + scale.get(n, 1.0) * v for n, v in self.heads(x).items()} | {"attention": attention}
+        return {n: self.inputs[n] + SCALES.get(n, 1.0) * v for n, v in self.heads(x).items()} | {"attention": attention}
 
     def fused(self) -> dict[str, torch.Tensor]:
         from scene.fused_deformation import deform
 
         inputs = self.inputs
-        values, attention = deform(self.layer, self.heads, inputs["features"], inputs["tokens"], inputs, {"xyz": MOTION})
+        values, attention = deform(self.layer, self.heads, inputs["features"], inputs["tokens"], inputs, SCALES)
         return values | {"attention": attention}
 
     def leaves(self) -> dict[str, torch.Tensor]:
@@ -197,8 +195,17 @@ def main() -> None:
     planes = TriPlane(args.plane_channels, args.plane_resolution, tuple(args.plane_multires)).to(device)
     points = (2 * torch.rand(args.surfels, 3, device=device) - 1).requires_grad_()
     inputs, gradient = [points, *planes.parameters()], torch.rand(args.surfels, planes.width, device=device)
-    both = functools.partial(lambda: torch.autograd.grad(planes(points), inputs, gradient))
-    print(f"tri-plane forward {milliseconds(lambda: planes(points), device):.3f}, + backward {milliseconds(both, device):.3f} ms")
+    for name, run in {"plain": planes.plain, "fused": planes}.items():
+        if name == "plain" or device.type == "cuda":
+            both = milliseconds(lambda run=run: torch.autograd.grad(run(points), inputs, gradient), device)
+            error = [float((a - b).norm() / b.norm()) for a, b in zip(
+                torch.autograd.grad(run(points), inputs, gradient), torch.autograd.grad(planes.plain(points), inputs, gradient),
+                strict=True)]  # fmt: skip
+            print(f"tri-plane {name}: forward {milliseconds(lambda run=run: run(points), device):.3f}, + backward {both:.3f} ms, "
+                  f"gradients from plain {max(error):.1e}")  # fmt: skip
+    if device.type == "cuda":
+        for t in kernel_times(lambda: torch.autograd.grad(planes(points), inputs, gradient)):
+            print(f"  {t[1]:8.1f} {t[0][:60]}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from scene.attention import TokenAttention
 from scene.condition import ConditionEncoder, Conditions
 from scene.tri_plane import TriPlane
+from utils.device import runs_triton
 
-MOTION = 0.1  # dm a unit of the position head: lips move by tenths of a decimetre, logits and log scales by units
+# what a unit of a head moves: lips move by tenths of a decimetre, logits and log scales by units
+SCALES = {"xyz": 0.1}  # dm
 
 
 def feature_width(config) -> int:
@@ -108,15 +110,28 @@ class Deformation(nn.Module):
         """Deform canonical surfels for B frames (rendering runs the same network faster: inference.py)."""
         x = self.features(surfels)
         tokens = self.conditions(conditions)
-        maps = []
-        for layer in self.attention:
-            x, attention = layer(x, tokens)
-            maps.append(attention)
         base = {"xyz": surfels.xyz, "scaling": surfels.scaling, "rotation": nn.functional.normalize(surfels.rotation, dim=-1),
-                "opacity": surfels.opacity, "sh": surfels.sh}  # fmt: skip
-        residual = self.heads(x)
-        for name, value in residual.items():
-            value = value.unflatten(-1, surfels.sh.shape[-2:]) if name == "sh" else value
-            base[name] = base[name] + (MOTION * value if name == "xyz" else value)
-        base |= {name: value[None] for name, value in base.items() if name not in residual}
-        return Surfels(**base, attention=torch.stack(maps).mean(0))
+                "opacity": surfels.opacity, "sh": surfels.sh.flatten(1)}  # fmt: skip
+        fused = fused_network(self, x.device)
+        if fused:
+            deformed, attention = fused.deform(self.attention[0], self.heads, x, tokens, base, SCALES)
+        else:
+            maps = []
+            for layer in self.attention:
+                x, attention = layer(x, tokens)
+                maps.append(attention)
+            deformed = {name: base[name] + SCALES.get(name, 1.0) * value for name, value in self.heads(x).items()}
+            attention = torch.stack(maps).mean(0)
+        values = {name: value[None] for name, value in base.items()} | deformed
+        values["sh"] = values["sh"].unflatten(-1, surfels.sh.shape[-2:])
+        return Surfels(**values, attention=attention)
+
+
+def fused_network(deformation: Deformation, device: torch.device):
+    """fused_deformation.py, where Triton runs on the device and can hold this network: one layer without active dropout that fits
+    on chip; else None, and plain torch runs it."""
+    if not runs_triton(device):
+        return None
+    from scene import fused_deformation
+
+    return fused_deformation if fused_deformation.holds(deformation) else None

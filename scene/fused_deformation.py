@@ -2,7 +2,7 @@
 between a surfel and its deformed attributes on chip. Op by op the same network moves about 109 GB a step of 16 frames and 50k
 surfels, here under 3.
 
-The reference, and the path of CPUs, is the plain torch of deformation.py; `applies` says when this one takes over.
+The reference, and the path of CPUs, is the plain torch of deformation.py; `fused_network` there says when this one runs.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ TILES = {"forward": (128, 8, 2), "gather": (64, 4, 1), "heads_backward": (128, 8
          "layer_backward": (128, 8, 1)}  # fmt: skip
 
 
-def applies(deformation, device: torch.device) -> bool:
-    """One attention layer without dropout, no wider than the kernels can hold, on a GPU."""
+def holds(deformation) -> bool:
+    """Whether the kernels can run this network: one attention layer, no active dropout, not too wide."""
     layer = deformation.attention[0]
     widths = layer.query.in_features, layer.hidden[0].out_features
     dropout = layer.dropout.p > 0 and deformation.training
-    return device.type == "cuda" and len(deformation.attention) == 1 and not dropout and max(widths) <= LARGEST
+    return len(deformation.attention) == 1 and not dropout and max(widths) <= LARGEST
 
 
 def _power(size: int) -> int:

@@ -1,20 +1,18 @@
 """The deformation for rendering: the same numbers as deformation.py (to float rounding), several times as fast on a CPU.
 
 Whatever no frame changes is worked out once: surfel features, attention queries, and the surfels' own attributes, to which
-the last layer adds directly (its bias and the unit of motion folded in). The rest runs in pieces of surfels small enough that
-everything between two layers stays in the processor's cache; on a GPU there is one piece.
+the last layer adds directly (its bias and the unit of motion folded in). The rest is the fused kernel on a GPU, else it runs in
+pieces of surfels small enough that everything between two layers stays in the processor's cache.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from scene.condition import Conditions
-from scene.deformation import MOTION, Deformation, Surfels
+from scene.deformation import SCALES, Deformation, Surfels, fused_network
 
 ROWS = 4096  # surfels x frames of a piece on a CPU: the widest layer of the fast recipe then fills 2.5 MiB
 
@@ -30,31 +28,46 @@ class FrozenDeformation:
         self.still = {"xyz": surfels.xyz, "scaling": surfels.scaling, "rotation": rotation, "opacity": surfels.opacity,
                       "sh": surfels.sh.reshape(count, -1)}  # fmt: skip
         layers = deformation.heads.last
-        scales = [MOTION if name == "xyz" else 1.0 for name in layers]
+        scales = [SCALES.get(name, 1.0) for name in layers]
         self.sizes = [layer.out_features for layer in layers.values()]
         self.names = list(layers)
         self.last = torch.block_diag(*(scale * layer.weight for scale, layer in zip(scales, layers.values(), strict=True))).T
         bias = torch.cat([scale * layer.bias for scale, layer in zip(scales, layers.values(), strict=True)])
         self.base = torch.cat([self.still.pop(name) for name in self.names], 1) + bias  # (N, deformed attributes)
         first = deformation.attention[0]
-        self.query = first.query(self.features) / math.sqrt(first.query.out_features // first.heads)
+        self.query = first.query(self.features)
+        self.fused = fused_network(deformation, self.base.device)
+        if self.fused:
+            self.network = self.fused.Network.of(*self.fused.weights_of(first, deformation.heads, SCALES))
+            self.features = self.features + first.out.bias
+            self.query = self.query.to(self.network.w1.dtype)
 
     def __call__(self, conditions: Conditions) -> Surfels:
         """Surfels of B frames, (B, N, ...), or (1, N, ...) of what no frame changes, and the attention of each to the tokens."""
         tokens = self.deformation.conditions(conditions)
-        batch, kinds, _ = tokens.shape
+        keys = [layer.keys_and_values(tokens) for layer in self.deformation.attention]
+        if self.fused:
+            outputs, attention, _ = self.fused.run_forward(
+                self.features, self.query, *keys[0], self.network, self.base, tuple(self.sizes), keep=False
+            )
+        else:
+            outputs, attention = self._in_pieces(keys)
+        values = {name: value[None] for name, value in self.still.items()} | dict(zip(self.names, outputs, strict=True))
+        values["sh"] = values["sh"].unflatten(-1, self.sh_shape)
+        return Surfels(**values, attention=attention)
+
+    def _in_pieces(self, keys: list[tuple[Tensor, Tensor]]) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Deformed attributes (B, N, size) each, attention (B, N, T)."""
+        batch, _, kinds, _ = keys[0][0].shape
+        keys = [(key.flatten(1, 2), value.flatten(1, 2)) for key, value in keys]
         count = len(self.base)
         out = self.base.new_empty(batch, count, self.base.shape[1])
         attention = self.base.new_empty(batch, kinds, count)
-        keys = [_keys_and_values(layer, tokens) for layer in self.deformation.attention]
         step = max(1, ROWS // batch) if out.device.type == "cpu" else count
         for start in range(0, count, step):
             piece = slice(start, start + step)
             self._piece(piece, keys, out[:, piece], attention[:, :, piece])
-        values = {name: value[None] for name, value in self.still.items()}
-        values |= zip(self.names, out.split(self.sizes, -1), strict=True)
-        values["sh"] = values["sh"].unflatten(-1, self.sh_shape)
-        return Surfels(**values, attention=attention.transpose(1, 2))
+        return out.split(self.sizes, -1), attention.transpose(1, 2)
 
     def _piece(self, piece: slice, keys: list[tuple[Tensor, Tensor]], out: Tensor, attention: Tensor) -> None:
         """Fill `out` (B, n, attributes) and `attention` (B, T, n) of the surfels `piece`."""
@@ -65,7 +78,7 @@ class FrozenDeformation:
             if depth == 0:
                 scores = key @ self.query[piece].T
             else:
-                scores = key @ (layer.query(x) / math.sqrt(x.shape[-1] // layer.heads)).transpose(1, 2)
+                scores = key @ layer.query(x).transpose(1, 2)
             weights = scores.unflatten(1, (layer.heads, kinds)).softmax(2)
             mean = weights.mean(1)
             attention.copy_(mean) if depth == 0 else attention.add_(mean)
@@ -77,11 +90,3 @@ class FrozenDeformation:
         hidden = self.deformation.heads.first(x.relu_()).relu_()
         out.copy_(torch.baddbmm(self.base[piece].expand(batch, -1, -1), hidden, self.last.expand(batch, -1, -1)))
 
-
-def _keys_and_values(layer, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Per frame: keys (B, h T, d), zero outside their head's columns, and values through the output projection, (B, h T, d)."""
-    batch, kinds, width = tokens.shape
-    own = torch.eye(layer.heads, device=tokens.device).repeat_interleave(width // layer.heads, 1)  # (h, d)
-    key = layer.key(tokens)[:, None] * own[:, None]  # (B, h, T, d)
-    value = (layer.value(tokens)[:, None] * own[:, None]) @ layer.out.weight.T
-    return key.flatten(1, 2), value.flatten(1, 2)

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from utils.device import runs_triton
+
 PLANE_AXES = ((0, 1), (0, 2), (1, 2))  # xy, xz, yz
 
 
@@ -27,6 +29,14 @@ class TriPlane(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """(N, 3) points, dm -> (N, width) features."""
+        if runs_triton(points.device):
+            from scene.fused_tri_plane import sample
+
+            return sample(list(self.planes), self.box, points)
+        return self.plain(points)
+
+    def plain(self, points: Tensor) -> Tensor:
+        """The same in plain torch."""
         unit = (points - self.box[0]) / (self.box[1] - self.box[0]) * 2 - 1
         grid = torch.stack([torch.stack([unit[:, a], unit[:, b]], 1) for a, b in PLANE_AXES])[:, None]  # (3, 1, N, 2)
         features = []

@@ -10,11 +10,10 @@ pytest.importorskip("triton", reason="triton is not installed (torch's CUDA buil
 
 from triton.runtime import interpreter
 
-from scene import fused_deformation
+from scene import fused_deformation, fused_tri_plane
 from scene.attention import TokenAttention
-from scene.deformation import ResidualHeads
-
-SCALES = {"xyz": 0.1}
+from scene.deformation import SCALES, ResidualHeads
+from scene.tri_plane import TriPlane
 
 
 def case(width=32, heads=2, tokens=4, hidden=32, units=16, batch=2, count=75, outputs=None, seed=0):
@@ -81,3 +80,16 @@ def test_the_fused_deformation_and_every_gradient_equal_the_plain_ones(sizes):
         if name == "layer.key.bias":  # moves all scores of a surfel alike: no gradient but rounding
             continue
         assert relative(got_gradients[name], gradient) < 1e-4, name
+
+
+def test_the_fused_tri_plane_and_its_gradients_equal_the_plain_ones_inside_and_outside_the_box():
+    torch.manual_seed(0)
+    planes = TriPlane(channels=5, resolution=6, multires=(1, 3))
+    planes.set_box(torch.tensor([[-1.0, -2.0, -1.0], [1.0, 1.0, 3.0]]))
+    points = (2.5 * torch.randn(70, 3)).requires_grad_()
+    leaves = [points, *planes.planes]
+    want, got = planes(points), fused_tri_plane.sample(list(planes.planes), planes.box, points)
+    torch.testing.assert_close(got, want)
+    weights = torch.randn_like(want)
+    for a, b in zip(*(torch.autograd.grad(out, leaves, weights) for out in (got, want)), strict=True):
+        torch.testing.assert_close(a, b)

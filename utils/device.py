@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import importlib.util
 import sys
 
 import torch
@@ -41,3 +43,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+
+
+@functools.cache
+def _triton_is_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def runs_triton(device: torch.device) -> bool:
+    """Whether fused kernels written in Triton run here: on a GPU (torch's CUDA builds for Linux bring Triton)."""
+    return device.type == "cuda" and _triton_is_installed()
