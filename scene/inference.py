@@ -39,7 +39,7 @@ class FrozenDeformation:
         self.fused = fused_network(deformation, self.base.device)
         if self.fused:
             self.network = self.fused.Network.of(*self.fused.weights_of(first, deformation.heads, SCALES))
-            self.features = self.features + first.out.bias
+            self.features = (self.features + first.out.bias).contiguous()
             self.query = self.query.to(self.network.w1.dtype)
 
     def __call__(self, conditions: Conditions) -> Surfels:
