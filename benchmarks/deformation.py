@@ -153,7 +153,6 @@ def sweep(case: Case, only: tuple[int, int] | None) -> None:
             if only and k % only[1] != only[0]:
                 continue
             fused.TILES[name] = tile
-            fused.RESIDENT = name == "forward" and tile[2] == 0
             try:
                 if only:
                     case.step(case.fused)
@@ -163,7 +162,7 @@ def sweep(case: Case, only: tuple[int, int] | None) -> None:
             except Exception as error:  # noqa: BLE001  a tile that does not fit is a result too
                 print(f"  {name:18} {str(tile):14} {type(error).__name__} {str(error)[:80]}", flush=True)
             finally:
-                fused.TILES[name], fused.RESIDENT = default[name], False
+                fused.TILES[name] = default[name]
 
 
 def main() -> None:

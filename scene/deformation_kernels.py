@@ -74,7 +74,7 @@ def forward(features, query, keys, values, norms, w1, b1, w2, b2, first, first_b
             outputs, attention, hidden,
             N, B, HEADS: tl.constexpr, TOKENS: tl.constexpr, HEADS_PADDED: tl.constexpr, TOKENS_PADDED: tl.constexpr,
             WIDTH: tl.constexpr, D: tl.constexpr, F: tl.constexpr, W: tl.constexpr, BLOCKS: tl.constexpr, O: tl.constexpr,
-            SIZES: tl.constexpr, KEEP: tl.constexpr, RESIDENT: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+            SIZES: tl.constexpr, KEEP: tl.constexpr, ROWS: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
     """Deformed attributes and attention of ROWS surfels for every frame; with KEEP also relu(layer output)."""
     C: tl.constexpr = HEADS_PADDED * TOKENS_PADDED
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -87,11 +87,6 @@ def forward(features, query, keys, values, norms, w1, b1, w2, b2, first, first_b
     stored = inside & (attribute[None, :] < total)
     rest = tl.load(base + row[:, None] * total + attribute[None, :], mask=stored, other=0.0)
     u, v = _matrix(w1, F, D, D), _matrix(w2, D, F, F)
-    heads_first, heads_last = (), ()
-    if RESIDENT:
-        for i in tl.static_range(BLOCKS):
-            heads_first = heads_first + (_matrix(first + i * W * D, W, D, D),)
-            heads_last = heads_last + (_matrix(last + i * W, O, W, BLOCKS * W),)
     for b in range(B):
         key, value = _matrix(keys + b * C * D, C, D, D), _matrix(values + b * C * D, C, D, D)
         weight = _attend(q, key, TOKENS, HEADS_PADDED, TOKENS_PADDED)
@@ -105,16 +100,10 @@ def forward(features, query, keys, values, norms, w1, b1, w2, b2, first, first_b
         if KEEP:
             tl.store(hidden + at * D + column[None, :], x, mask=inside)
         out = rest
-        if RESIDENT:
-            for i in tl.static_range(BLOCKS):
-                bias = tl.load(first_bias + i * W + tl.arange(0, W))
-                inner = tl.maximum(tl.dot(x, tl.trans(heads_first[i])) + bias[None, :], 0.0)
-                out = tl.dot(inner.to(x.dtype), tl.trans(heads_last[i]), out)
-        else:
-            for i in tl.range(0, BLOCKS, num_stages=STAGES):
-                bias = tl.load(first_bias + i * W + tl.arange(0, W))
-                inner = tl.maximum(tl.dot(x, tl.trans(_matrix(first + i * W * D, W, D, D))) + bias[None, :], 0.0)
-                out = tl.dot(inner.to(x.dtype), tl.trans(_matrix(last + i * W, O, W, BLOCKS * W)), out)
+        for i in tl.range(0, BLOCKS, num_stages=STAGES):
+            bias = tl.load(first_bias + i * W + tl.arange(0, W))
+            inner = tl.maximum(tl.dot(x, tl.trans(_matrix(first + i * W * D, W, D, D))) + bias[None, :], 0.0)
+            out = tl.dot(inner.to(x.dtype), tl.trans(_matrix(last + i * W, O, W, BLOCKS * W)), out)
         tl.store(pointer[None, :] + at * size[None, :], out, mask=stored)
         head, token = tl.arange(0, HEADS_PADDED), tl.arange(0, TOKENS_PADDED)[None, :]
         mean = tl.sum(tl.where(head[None, :, None] < HEADS, weight, 0.0), 1) / HEADS
@@ -164,17 +153,19 @@ def weights_backward(x_rows, out_gradient, first, first_bias, last, first_gradie
     """
     part, parts, i, blocks = tl.program_id(0), tl.num_programs(0), tl.program_id(1), tl.num_programs(1)
     column, attribute, unit = tl.arange(0, D), tl.arange(0, O), tl.arange(0, W)
-    a, c = _matrix(first + i * W * D, W, D, D), _matrix(last + i * W, O, W, blocks * W)
+    a, c = _matrix(first + i * W * D, W, D, D), tl.trans(_matrix(last + i * W, O, W, blocks * W))
+    bias = tl.load(first_bias + i * W + unit)
     d_first, d_last, d_bias = tl.zeros((W, D), tl.float32), tl.zeros((W, O), tl.float32), tl.zeros((W,), tl.float32)
     for tile in tl.range(part, tl.cdiv(R, ROWS), parts, num_stages=STAGES):
         row = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         x = tl.load(x_rows + row * D + column[None, :], mask=row < R, other=0.0)
         out = tl.load(out_gradient + row * O + attribute[None, :], mask=row < R, other=0.0)
-        inner = tl.maximum(tl.dot(x, tl.trans(a)) + tl.load(first_bias + i * W + unit)[None, :], 0.0)
-        back = tl.where(inner > 0, tl.dot(out, c), 0.0)
-        d_bias += tl.sum(back, 0)
-        d_first = tl.dot(tl.trans(back.to(x.dtype)), x, d_first)
-        d_last = tl.dot(tl.trans(inner.to(x.dtype)), out, d_last)
+        # hidden units by rows, so that what comes out of one product goes into the next in registers
+        inner = tl.maximum(tl.dot(a, tl.trans(x)) + bias[:, None], 0.0)
+        back = tl.where(inner > 0, tl.dot(c, tl.trans(out)), 0.0)
+        d_bias += tl.sum(back, 1)
+        d_first = tl.dot(back.to(x.dtype), x, d_first)
+        d_last = tl.dot(inner.to(x.dtype), out, d_last)
     at = part * blocks + i
     tl.store(first_gradient + (at * W + unit[:, None]) * D + column[None, :], d_first)
     tl.store(bias_gradient + at * W + unit, d_bias)

@@ -18,8 +18,8 @@ from scene import deformation_kernels as kernels
 PRODUCTS = torch.bfloat16  # what matrix products multiply
 LARGEST = 128  # padded width of the model and of the layer's hidden tensor: wider ones do not fit on chip
 # rows of a tile, warps, loads in flight (H100)
-TILES = {"forward": (128, 8, 2), "gather": (64, 4, 1), "heads_backward": (128, 8, 2), "weights_backward": (128, 8, 2),
-         "layer_backward": (128, 8, 1)}  # fmt: skip
+TILES = {"forward": (64, 4, 3), "gather": (64, 4, 1), "heads_backward": (64, 4, 3), "weights_backward": (128, 8, 3),
+         "layer_backward": (64, 4, 1)}  # fmt: skip
 
 
 def holds(deformation) -> bool:
@@ -113,11 +113,8 @@ def run_forward(features: Tensor, query: Tensor, keys: Tensor, values: Tensor, n
     with torch.cuda.device_of(features):
         _launch("forward", (triton.cdiv(count, TILES["forward"][0]),), features, query, _padded(keys, *padded),
                 _padded(values, *padded), n.norms, n.w1, n.b1, n.w2, n.b2, n.first, n.first_bias, n.last, base, tuple(outputs),
-                attention, hidden, count, batch, **sizes_of, WIDTH=width, SIZES=sizes, KEEP=keep, RESIDENT=RESIDENT)  # fmt: skip
+                attention, hidden, count, batch, **sizes_of, WIDTH=width, SIZES=sizes, KEEP=keep)  # fmt: skip
     return outputs, attention, hidden
-
-
-RESIDENT = False
 
 
 class _Deform(torch.autograd.Function):
