@@ -50,7 +50,9 @@ TABLE = (
     ("LSE_C_gt", "", "the filmed frames' own"), ("AVOffset", "frames", "0"), ("AVOffset_gt", "frames", "the filmed frames' own"),
     ("Jitter", "px", "lower"), ("Jitter_gt", "px", "the filmed frames' own"), ("Flicker", "of 255", "lower"),
     ("Flicker_gt", "of 255", "the filmed frames' own"), ("Seam", "of 255", "lower"),
-    ("Seam_true_head", "of 255", "the filmed head put on the same way"), ("FacesFound", "share", "1"),
+    ("Seam_true_head", "of 255", "the filmed head put on the same way"), ("Seam_body", "of 255", "lower"),
+    ("Seam_body_true_head", "of 255", "the filmed head put on the same way"), ("Seam_head", "of 255", "lower"),
+    ("Error_head", "of 255", "all of the head, beside its side of the seam"), ("FacesFound", "share", "1"),
     ("FPS_network_raster", "frames/s", "higher"), ("FPS_memory", "frames/s", "higher"), ("FPS_mp4", "frames/s", "higher"),
 )  # fmt: skip
 
@@ -108,6 +110,10 @@ def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, dev
             "SSIM": measure.ssim(rendered, true),
             "Seam": measure.masked_error(rendered, true, ring),
             "Seam_true_head": measure.masked_error(true_head, true, ring),
+            "Seam_body": measure.masked_error(rendered, true, ring * (1 - shape)),
+            "Seam_body_true_head": measure.masked_error(true_head, true, ring * (1 - shape)),
+            "Seam_head": measure.masked_error(rendered, true, ring * shape),
+            "Error_head": measure.masked_error(rendered, true, head),
             **{name: distance(rendered, true) for name, distance in distances.items()},
         }.items():
             values.setdefault(name, []).append(value.cpu().numpy())
@@ -187,7 +193,8 @@ def evaluate(model: Path, split: str = "test", iteration: int = -1, source: Path
         "pictures": "raw frames (PNG), never re-encoded; head with feather "
                     f"{facts['feather']} px at 512 over {BEHIND[facts.get('paste', 'none')]}, against the filmed frames",
         "region": "full frame; PSNR_head: head classes of parsing/ (face, hair, ears, hat); Seam: within "
-                  f"{RING} px (at 512) of both the rendered part ({facts['part']}) and the body",
+                  f"{RING} px (at 512) of both the rendered part ({facts['part']}) and the body; Seam_body and Seam_head: the two "
+                  "sides of it, of which the head's holds whatever error the head has",
         "averages": "mean over frames of each frame's value; correlation, lag, jitter and LSE over the clip",
         "landmarks": "MediaPipe FaceLandmarker on both sides, 68 of its points",
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {_name(torch.device(device))}, torch {torch.__version__}",
@@ -245,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
         if name not in results:
             continue
         value = "none" if results[name] is None else f"{results[name]:.4g}"
-        print(f"  {name:18} {value:>8} {unit:14} {better}")
+        print(f"  {name:20} {value:>8} {unit:14} {better}")
 
 
 if __name__ == "__main__":

@@ -194,6 +194,9 @@ def test_results_hold_every_metric_and_the_protocol_they_were_taken_under(render
     assert views["SSIM"]["00000.png"] == pytest.approx(1, abs=1e-5) and views["SSIM"]["00008.png"] < 0.9
     assert views["STLPIPS_alex"]["00000.png"] == 0 < views["STLPIPS_alex"]["00008.png"]
     assert views["Seam"]["00000.png"] == 0 < views["Seam"]["00008.png"] < 12 and results["Seam_true_head"] >= 0
+    assert views["Seam_head"]["00008.png"] > 4 and views["Seam_body"]["00008.png"] > 4 and views["Error_head"]["00000.png"] == 0
+    sides = [results[name] for name in ("Seam_body_true_head", "Seam_true_head")]
+    assert sides[0] >= sides[1] >= 0  # the filmed head is right on its own side
     assert results["LipLag"] == 1 and results["LipCorrelation"] < 0.9 and views["LMD"]["00008.png"] is None
     assert 0 <= results["Jitter_gt"] < 3 and 0 <= results["Jitter"] < 3 and results["FacesFound"] == pytest.approx(8 / 9, abs=1e-5)
     protocol = results["protocol"]
