@@ -12,7 +12,6 @@ defaults < --configs < command line (python train.py --help lists them).
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from scene.dataset import Batch, TrainingSet
 from scene.gaussian_model import GaussianModel
 from scene.initial_points import read_face
 from scene.schedule import Schedule
+from utils import memory
 from utils.captured import Captured, side_stream
 from utils.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from utils.device import keep_freed_memory
@@ -32,7 +32,6 @@ from utils.distributed import Team
 from utils.errors import UserError, command_line
 from utils.image_metrics import psnr
 from utils.losses import image_losses
-from utils.memory import one_sentence_when_full
 from utils.optimizer import create_optimizer
 from utils.perceptual import PerceptualLoss
 from utils.priors import AttentionRegions, Neighbours, surfel_losses
@@ -70,7 +69,10 @@ class Trainer:
             self.team.wait()  # nobody looks for a checkpoint after the first one was written
         else:
             self.resume(checkpoint)
-        self.data.hold()
+        w = self.data.window
+        share = config.batch_size // self.team.size
+        if memory.plan(config, share, w.width * w.height, self.data.bytes, self.device, self.team.leader):
+            self.data.hold()
 
     def resume(self, path: Path) -> None:
         """Continue exactly where the checkpoint was written; settings that shape the model must be the same."""
@@ -141,12 +143,13 @@ class Trainer:
         sum(terms.values()).backward()
         if self.iteration < self.config.densify_until:
             self.head.gaussians.observe(drawn.maps.screen_grad / self.team.size, drawn.maps.radii)
-        self.names, self.terms = tuple(terms), torch.stack([value.detach() for value in terms.values()])
-        self.drawn = drawn.rgb.detach()
-        self.team.average([p.grad for p in self.optimized() if p.grad is not None] + [self.terms])
+        self.terms, self.drawn = {name: value.detach() for name, value in terms.items()}, drawn.rgb.detach()
+        gradients = [p.grad for p in self.optimized() if p.grad is not None]
+        self.team.average([*gradients, *self.terms.values()])
         if self.watch is None:
-            self.watch = Watch(len(terms), self.device)
-        self.watch.look(self.schedule.row, self.terms)
+            self.watch = Watch((*terms, "gradient"), self.device)
+            self.optimizer.found_inf = self.watch.bad  # the fused kernel then leaves weights and moments as they are
+        self.watch.look(self.schedule.row, torch.stack([*self.terms.values(), torch.stack(torch._foreach_norm(gradients)).sum()]))
         self.optimizer.step()
         self.schedule.advance()
 
@@ -199,16 +202,14 @@ class Trainer:
             print(f"saved {path} at iteration {self.iteration}; next: "
                   f"python render.py --model_path {path} --custom_aud speech.wav")  # fmt: skip
 
-    def check(self, weights: bool = False) -> None:
-        """Raises UserError if a loss has become NaN or infinite since the stage began, or a weight is."""
-        intact = f"the last checkpoint in {self.scene.model_path} is intact: lower the learning rates and resume"
+    def check(self) -> None:
+        """Raises UserError if a loss or the gradient has become NaN or infinite since the stage began."""
         if self.watch is not None and (found := self.watch.found()) is not None:
-            row, terms = found
-            name, value = next((n, v) for n, v in zip(self.names, terms, strict=True) if not math.isfinite(v))
+            row, name, value = found
             frames = [self.data.ids[k] for k in self.schedule.all_rows[row].tolist()]
-            raise UserError(f"the {name} loss is {value} at iteration {self.schedule.first + row}, frames {frames}; {intact}")
-        if not all(bool(p.isfinite().all()) for p in self.optimized() if weights):
-            raise UserError(f"a weight is not finite any more at iteration {self.iteration}; {intact}")
+            what = name if name == "gradient" else f"{name} loss"
+            raise UserError(f"the {what} is {value} at iteration {self.schedule.first + row}, frames {frames}; the last checkpoint "
+                            f"in {self.scene.model_path} is intact: lower the learning rates and resume")  # fmt: skip
 
     @torch.no_grad()
     def report(self, log: TrainingLog | None) -> None:
@@ -217,14 +218,14 @@ class Trainer:
         if log:
             mask = self.batch.mask.float()
             quality = psnr(self.drawn, self.batch.image / 255.0 * mask, mask).mean()
-            losses = dict(zip(self.names, self.terms.tolist(), strict=True))
+            losses = {name: float(value) for name, value in self.terms.items()}
             rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
             log.scalars(self.stage, self.iteration, losses, float(quality), len(self.head.gaussians), rates)
 
     @torch.no_grad()
     def save(self, log: TrainingLog | None) -> None:
         """Write a checkpoint, and draw the held-out frames."""
-        self.check(weights=True)
+        self.check()
         self.regions.renew()  # a run resumed here works them out here as well
         self.neighbours.renew()
         self.team.gather((self.head.gaussians.gradient, self.head.gaussians.seen))
@@ -253,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     if not config.source_path:
         raise UserError("give the data set to learn from: python train.py -s data/<name>")
     keep_freed_memory()
-    with one_sentence_when_full("training"):
+    with memory.one_sentence_when_full("training"):
         trainer = Trainer(config)
         trainer.fit()
     trainer.team.leave()

@@ -1,5 +1,6 @@
 """train.py on a small data set: it learns, it can be killed, it says what is missing."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -9,14 +10,18 @@ import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_dataset import write_tiny_dataset
 
 import train
 from scene import load_avatar
 from scene.dataset import TrainingSet, frame_order, mouth_activity
 from scene.talking_dataset_readers import TalkingDatasetReader
+from utils import memory
 from utils.checkpoint import latest_checkpoint, load_checkpoint
+from utils.distributed import Team
 from utils.errors import UserError
+from utils.losses import image_losses
 
 SMALL = ["--iterations", "40", "--coarse_iterations", "20", "--batch_size", "2", "--plane_resolution", "8", "--plane_channels", "8",
          "--net_width", "16", "--seed_points", "100", "--densify_from", "5", "--densify_until", "30", "--densify_interval", "10",
@@ -132,6 +137,87 @@ def test_killing_training_at_any_moment_loses_nothing_but_time(dataset, tmp_path
     run(dataset, tmp_path / "killed")
     run(dataset, tmp_path / "whole")
     same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+def losses_of(model):
+    """iteration -> total loss, as TensorBoard has it."""
+    (events,) = model.glob("events.out.tfevents*")
+    log = EventAccumulator(str(events)).Reload()
+    return {e.step: e.value for stage in ("coarse", "fine") for e in log.Scalars(f"{stage}/train_loss_patches/total_loss")}
+
+
+def test_two_processes_learn_what_one_learns_from_the_same_batch_and_one_of_them_writes(dataset, tmp_path):
+    options = ["--batch_size", "8", "--iterations", "20", "--coarse_iterations", "12", "--log_interval", "1"]
+    run(dataset, tmp_path / "one", *options)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", "-s", dataset,
+               "--model_path", tmp_path / "two", *SMALL, *options]  # fmt: skip
+    subprocess.run([str(x) for x in command], cwd=ROOT, check=True, capture_output=True)
+    one, two = losses_of(tmp_path / "one"), losses_of(tmp_path / "two")
+    assert list(one) == list(two) == list(range(1, 21))
+    assert max(abs(one[k] - two[k]) for k in one) < 1e-4
+    a, b = load_avatar(tmp_path / "one"), load_avatar(tmp_path / "two")
+    assert len(a.gaussians) == len(b.gaussians) > 480
+    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values(), strict=True):
+        torch.testing.assert_close(x, y, atol=2e-3, rtol=1e-3, msg=name)
+
+
+def test_a_batch_that_processes_cannot_share_evenly_is_refused(monkeypatch):
+    team = Team("cpu")
+    team.size = 2
+    with pytest.raises(UserError, match="multiple of 8"):
+        team.check_batch(coarse=1, fine=6)
+    team.check_batch(coarse=2, fine=8)
+
+
+def test_a_loss_that_is_no_number_stops_training_and_names_iteration_term_and_frames(dataset, tmp_path, monkeypatch, capsys):
+    def broken(config, drawn, batch, *rest):
+        terms = image_losses(config, drawn, batch, *rest)
+        bad = (batch.conditions.frame == 7).any() & (drawn.surfels.attention is not None)
+        return {n: value * torch.where(bad, torch.nan, 1.0) if n == "mask" else value for n, value in terms.items()}
+
+    monkeypatch.setattr(train, "image_losses", broken)
+    with pytest.raises(SystemExit) as stop:
+        run(dataset, tmp_path / "m", "--log_interval", "7")
+    said = capsys.readouterr().err.splitlines()[-1]
+    iteration, frames = re.search(r"the mask loss is nan at iteration (\d+), frames \[(.*?)\]", said).groups()
+    assert stop.value.code == 2 and 20 <= int(iteration) < 40 and "7" in frames.split(", ")
+    checkpoint = latest_checkpoint(tmp_path / "m")
+    assert load_checkpoint(checkpoint)["iteration"] <= int(iteration)
+    assert all(value.isfinite().all() for value in load_checkpoint(checkpoint)["head"].values())
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])  # fmt: skip
+def test_running_out_of_memory_says_what_to_lower_and_leaves_the_last_checkpoint(dataset, tmp_path, monkeypatch, capsys, error):
+    step = train.Trainer.step
+
+    def full(self):
+        if self.iteration == 12:
+            raise error
+        step(self)
+
+    monkeypatch.setattr(train.Trainer, "step", full)
+    with pytest.raises(SystemExit) as stop:
+        run(dataset, tmp_path / "m")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and all(name in said for name in ("--batch_size", "--max_points", "--size"))
+    assert load_checkpoint(latest_checkpoint(tmp_path / "m"))["iteration"] == 10
+
+
+def test_a_run_that_cannot_fit_is_refused_before_it_begins(dataset, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(memory, "free_memory", lambda device: 50 << 20)
+    with pytest.raises(SystemExit) as stop:
+        run(dataset, tmp_path / "m", "--batch_size", "400")
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "0.05 GiB" in said and "--batch_size" in said and latest_checkpoint(tmp_path / "m") is None
+
+
+def test_tensorboard_shows_held_out_frames_beside_the_filmed_ones_and_where_surfels_attend(dataset, tmp_path):
+    run(dataset, tmp_path / "m")
+    (events,) = (tmp_path / "m").glob("events.out.tfevents*")
+    tags = EventAccumulator(str(events)).Reload().Tags()
+    assert {f"held_out/{name}" for name in ("render", "truth", "attention_audio", "attention_expression")} <= set(tags["images"])
+    assert {"coarse/held_out_psnr", "fine/held_out_psnr", "fine/total_points", "fine/learning_rate/planes"} <= set(tags["scalars"])
 
 
 def test_a_folder_that_is_no_data_set_is_refused_by_name(tmp_path):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+from diff_surfel_rasterization import ssim_l1
 from torch import Tensor
 
 from gaussian_renderer import Rendering, depth_to_normal
 from scene.dataset import Batch
-from utils.image_metrics import ssim
 
 
 def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -16,11 +16,6 @@ def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
     x, y = (torch.arange(size, device=boxes.device) for size in (width, height))
     columns, rows = (x >= left) & (x < right), (y >= top) & (y < bottom)  # (B, K, w), (B, K, h)
     return (rows[..., None] & columns[..., None, :]).any(1, keepdim=True)
-
-
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the batch of each frame's mean of (B, 1, H, W) values under a mask; a frame without any counts 0."""
-    return ((values * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3)).clamp_min(1.0)).mean()
 
 
 def random_square(images: Tensor, side: int) -> Tensor:
@@ -54,13 +49,14 @@ def image_losses(config, drawn: Rendering, batch: Batch, plain: Tensor, perceptu
     mask = batch.mask.float()
     image = drawn.rgb + (1 - drawn.alpha) * plain
     target = torch.lerp(plain, batch.image.float() / 255.0, mask)
-    error = (image - target).abs().mean(1, keepdim=True)
-    size = image.shape[-2:]
+    lips, eyes = (box_mask(boxes, *image.shape[-2:]).float() for boxes in (batch.lips, batch.eyes))
+    similarity, l1 = ssim_l1(image, target, torch.cat([torch.ones_like(lips), lips, eyes], 1))
+    in_lips, in_eyes = (l1[:, k] / w.mean((1, 2, 3)).clamp_min(1e-6) for k, w in ((1, lips), (2, eyes)))  # means over each square
     terms = {
-        "l1": (1 - config.lambda_ssim) * error.mean(),
-        "ssim": config.lambda_ssim * (1 - ssim(image, target)).mean(),
-        "lips": config.lambda_lips * masked_mean(error, box_mask(batch.lips, *size)),
-        "eyes": config.lambda_eyes * masked_mean(error, box_mask(batch.eyes, *size)),
+        "l1": (1 - config.lambda_ssim) * l1[:, 0].mean(),
+        "ssim": config.lambda_ssim * (1 - similarity).mean(),
+        "lips": config.lambda_lips * in_lips.mean(),
+        "eyes": config.lambda_eyes * in_eyes.mean(),
         "mask": config.lambda_mask * (drawn.alpha - mask).abs().mean(),
     }
     if perceptual is not None:
