@@ -35,7 +35,7 @@ from gaussian_renderer.outputs import Clip, Outputs
 from gaussian_renderer.paste import Backdrops, put_on
 from gaussian_renderer.transfer import Download
 from render import render_clip
-from scene import TalkingHead, load_avatar
+from scene import TalkingHead, embedding_width, load_avatar
 from scene.cameras import intrinsics
 from scene.condition import Conditions
 from scene.gaussian_model import GaussianModel, PointCloud
@@ -90,9 +90,10 @@ def random_head(count: int, configs: str | None, device: torch.device) -> Talkin
     generator = torch.Generator().manual_seed(0)
     normals = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
     points = normals * torch.tensor([0.7, 0.9, 0.8])
-    head = TalkingHead(config, GaussianModel.from_points(PointCloud(points, normals, torch.rand(count, 3, generator=generator)),
-                                                         config.sh_degree))  # fmt: skip
-    head.deformation.tri_plane.set_box(points)
+    cloud = PointCloud(points, normals, torch.rand(count, 3, generator=generator))
+    head = TalkingHead(config, GaussianModel.from_points(cloud, config.sh_degree, embedding_width(config)))
+    if head.deformation.tri_plane is not None:
+        head.deformation.tri_plane.set_box(points)
     for layer in head.deformation.heads.last.values():
         torch.nn.init.normal_(layer.weight, std=0.01)
     return head.to(device).freeze()

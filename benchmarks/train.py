@@ -1,11 +1,11 @@
-"""Train a recipe, time its steps and measure held-out PSNR, on any device; needs neither PyAV nor mediapipe.
+"""Train a recipe, time its steps and measure the held-out frames, on any device; needs neither PyAV nor mediapipe.
 
     python benchmarks/train.py -s data/x --configs arguments/custom.py [any setting of train.py]
     python benchmarks/train.py -s data/x --iterations 400 --coarse_iterations 200        # the step times alone matter
 
 Prints milliseconds a step of each stage as the training loop runs it (on a GPU as a CUDA graph), the same step taken apart,
-forward and backward together (on a GPU every part as a graph of its own), peak memory, and PSNR of the held-out frames: head
-over the true torso and plate against the raw frames, as metrics.py measures it.
+forward and backward together (on a GPU every part as a graph of its own), peak memory, and how good the held-out frames are:
+head over the true torso and plate against the raw frames, as metrics.py measures it (without the landmarks).
 """
 
 from __future__ import annotations
@@ -30,10 +30,13 @@ from gaussian_renderer import render_batch
 from gaussian_renderer.compositing import composite, from_bytes
 from scene import load_avatar
 from scene.dataset import TrainingSet, Window
+from utils import model_store
 from utils.captured import Captured, side_stream
 from utils.constants import HEAD_CLASSES
 from utils.device import keep_freed_memory
-from utils.image_metrics import psnr
+from utils.image_metrics import psnr, ssim
+from utils.losses import box_mask
+from utils.perceptual import PerceptualLoss
 
 CHUNK = 20  # steps between two looks at the clock
 
@@ -100,22 +103,29 @@ def step_parts(trainer: train.Trainer, repeats: int) -> dict[str, float]:
     return {name: milliseconds(part, trainer.device, repeats) for name, part in work.items()}
 
 
-def held_out(trainer: train.Trainer) -> tuple[float, float, float]:
-    """Mean PSNR (dB) of the held-out frames: full picture, head, lip square."""
+def held_out(trainer: train.Trainer) -> dict[str, float]:
+    """Means over the held-out frames, as metrics.py measures them; PSNR of the lips is that of the square around them."""
     reader, device = trainer.scene.reader, trainer.device
     head = load_avatar(trainer.scene.model_path, device=device)
-    frames = TrainingSet(reader, reader.splits["val"], trainer.config.part, window=Window(0, 0, reader.width, reader.height))
-    values = []
-    for i, square in zip(frames.ids, frames.lips[:, 0].tolist(), strict=True):
+    behind = (lambda i: reader.plate) if head.config.part == "all" else reader.backdrop
+    perceptual = PerceptualLoss("alex").to(device) if model_store.find("stlpips_alex") else None
+    whole = TrainingSet(reader, reader.splits["val"], head.config.part, device, Window(0, 0, reader.width, reader.height))
+    values: dict[str, list[float]] = {}
+    for k, i in enumerate(reader.splits["val"]):
         with torch.inference_mode():
             drawn = render_batch(head, reader.conditions([i]).to(device), reader.width, reader.height)
-            backdrop, truth = (from_bytes(torch.from_numpy(x)[None].to(device)) for x in (reader.backdrop(i), reader.image(i)))
+            backdrop, truth = (from_bytes(torch.from_numpy(x)[None].to(device)) for x in (behind(i), reader.image(i)))
             picture = composite(drawn.rgb, drawn.alpha, backdrop, 0.0).clamp(0, 1)
             mask = torch.from_numpy(np.isin(reader.parsing(i), HEAD_CLASSES))[None, None].float().to(device)
-            left, top, right, bottom = square
-            cut = (..., slice(top, bottom), slice(left, right))
-            values.append([float(psnr(picture, truth)), float(psnr(picture, truth, mask)), float(psnr(picture[cut], truth[cut]))])
-    return tuple(np.mean(values, 0))
+            lips = box_mask(whole.lips[k : k + 1], reader.height, reader.width).float()
+            for name, value in {
+                "PSNR": psnr(picture, truth), "PSNR_head": psnr(picture, truth, mask), "PSNR_lips": psnr(picture, truth, lips),
+                "SSIM": ssim(picture, truth),
+            }.items():  # fmt: skip
+                values.setdefault(name, []).append(float(value))
+            if perceptual is not None:
+                values.setdefault("STLPIPS_alex", []).append(float(perceptual(picture, truth)))
+    return {name: statistics.mean(of_frames) for name, of_frames in values.items()}
 
 
 def main() -> None:
@@ -159,8 +169,7 @@ def main() -> None:
     if device.type == "cuda":
         memory += f", device {torch.cuda.max_memory_reserved(device) / 2**30:.2f} GiB"
     print(memory)
-    full, of_head, of_lips = held_out(trainer)
-    print(f"trained in {seconds:.0f} s; held-out PSNR {full:.2f} dB full frame, {of_head:.2f} dB head, {of_lips:.2f} dB lips")
+    print(f"trained in {seconds:.0f} s; held-out " + ", ".join(f"{name} {value:.4f}" for name, value in held_out(trainer).items()))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def config(**weights):
 
 def test_audio_belongs_to_the_lower_face_expression_to_the_upper_and_the_frame_code_off_the_face():
     unwanted = AttentionRegions(FACE).unwanted(torch.tensor([CHIN, BROW, HAIR]), ("audio", "expression", "camera", "frame"))
-    assert unwanted.tolist() == [[0, 1, 0, 1], [1, 0, 0, 1], [1, 1, 0, 0]]
+    assert unwanted.tolist() == [[0, 1, 0.5, 1], [1, 0, 0.5, 1], [1, 1, 0, 0]]
 
 
 def test_attention_costs_what_goes_to_tokens_a_surfel_has_no_use_for():
@@ -36,9 +36,9 @@ def test_attention_costs_what_goes_to_tokens_a_surfel_has_no_use_for():
     xyz = nn.Parameter(torch.tensor([CHIN, BROW]))
     attention = torch.tensor([[[0.9, 0.1], [0.3, 0.7]]], requires_grad=True)
     loss = regions.loss(attention, names, xyz)
-    assert loss.item() == pytest.approx(0.15)
+    assert loss.item() == pytest.approx((0.5 * 0.1 + 0.3 + 0.5 * 0.7) / 2)
     loss.backward()
-    assert attention.grad.tolist() == [[[0, 0], [0.5, 0]]]
+    assert attention.grad.tolist() == [[[0, 0.25], [0.5, 0.25]]]
 
 
 def test_regions_and_neighbours_are_worked_out_again_only_when_surfels_are_replaced(monkeypatch):

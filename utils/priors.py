@@ -22,10 +22,11 @@ def _tree(points: np.ndarray):
 
 
 class AttentionRegions:
-    """Which tokens a surfel has no use for, from the canonical face mesh (lineage.md 6.1).
+    """How little use a surfel has for each token, from the canonical face mesh (after lineage.md 6.1).
 
     Lower is below the tip of the nose (SyncTalk's split, lineage.md 4.5); a surfel within 0.15 dm of the mesh is face. Audio
-    belongs to the lower face, expression to the upper, the frame code off the face.
+    belongs to the lower face, expression to the upper, the frame code off the face, and the camera anywhere, but on the face only
+    half: if it cost nothing there, the cheapest attention would be to the camera alone, and the maps would say nothing.
     """
 
     def __init__(self, face_points: np.ndarray, reach: float = 0.15):
@@ -34,9 +35,9 @@ class AttentionRegions:
         self._of: tuple[Tensor, tuple[str, ...], Tensor] | None = None
 
     def unwanted(self, xyz: Tensor, names: tuple[str, ...]) -> Tensor:
-        """(N, 3) canonical positions -> (N, T) 1 where a surfel should not attend to a token; kept for the same tensor `xyz`."""
+        """(N, 3) canonical positions -> (N, T) cost of a surfel's attention to a token; kept for the same tensor `xyz`."""
         if self._of is None or self._of[0] is not xyz or self._of[1] != names:
-            self._of = (xyz, names, self._columns(xyz, names).to(xyz))
+            self._of = (xyz, names, self._columns(xyz, names).to(xyz.device))
         return self._of[2]
 
     def _columns(self, xyz: Tensor, names: tuple[str, ...]) -> Tensor:
@@ -44,7 +45,7 @@ class AttentionRegions:
         face = self.tree.query(points, distance_upper_bound=self.reach)[0] < self.reach
         lower = face & (points[:, 1] < self.nose_tip)
         of = {"audio": ~lower, "expression": ~face | lower, "frame": face}
-        return torch.from_numpy(np.stack([of.get(name, np.zeros(len(points), bool)) for name in names], 1))
+        return torch.from_numpy(np.stack([of.get(name, 0.5 * face).astype(np.float32) for name in names], 1))
 
     def renew(self) -> None:
         """Work it out again from where the surfels are now, into the same tensor."""
@@ -53,7 +54,7 @@ class AttentionRegions:
             columns.copy_(self._columns(xyz, names))
 
     def loss(self, attention: Tensor, names: tuple[str, ...], xyz: Tensor) -> Tensor:
-        """(B, N, T) attention -> the part of a surfel's attention that goes to tokens it has no use for, mean over surfels."""
+        """(B, N, T) attention -> the cost of a surfel's attention, mean over surfels."""
         return (attention * self.unwanted(xyz, names)).sum(-1).mean()
 
 
