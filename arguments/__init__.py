@@ -81,7 +81,7 @@ class OptimizationParams:
     pose_lr: float = option(0.0, "corrections of single frames' poses, rad and dm (0 leaves them as tracked)")
     lambda_pose: float = option(1e-3, "square of a frame's correction, a pixel costs 1")
     exposure_lr: float = option(0.0, "gain and offset of single frames (0 leaves them as filmed)")
-    lambda_exposure: float = option(1e-3, "square of a frame's exposure, 2% cost 1")
+    lambda_exposure: float = option(1e-3, "square of a frame's exposure, a fiftieth costs 1")
     lambda_normal: float = option(0.0, "normal consistency of 2DGS")
     lambda_distortion: float = option(0.0, "depth distortion of 2DGS")
     densify_from: int = option(500, "first iteration that grows surfels")

@@ -53,3 +53,10 @@ def test_a_value_that_is_no_choice_is_refused_from_a_config_file_too(tmp_path):
     with pytest.raises(UserError, match="colour.*choose from xyz"):
         parse("--configs", str(tmp_path / "c.py"))
     assert parse("--deform", "xyz", "opacity").deform in (("xyz", "opacity"), ["xyz", "opacity"])
+
+
+def test_every_setting_has_its_line_of_help():
+    parser = argparse.ArgumentParser()
+    arguments.add_arguments(parser)
+    said = " ".join(parser.format_help().split())
+    assert "--exposure_lr" in said and "gain and offset of single frames" in said
