@@ -6,9 +6,9 @@ tracks say: the table in docs/preprocessing.md.
 Needs a folder that process.py has brought to stage 6 at least, and writes nothing there. Of each back end, on `--blocks` runs of 40
 consecutive frames spread over the clip: the rigid part of a face is painted with the mean of what three runs in four show there;
 that texture, carried into the frames of every fourth run by their poses, misses their pictures by so many grey levels (RMS; each
-frame's own gain and offset set aside). The face is for all poses the one fitted with `mesh`, placed into the head of another model by
-one similarity. Structure and focal length of the flow poses come from the other runs alone; the face models' shape from all frames,
-which is to their advantage.
+frame's own gain and offset set aside). The face is for all poses the one fitted with `mesh`, placed into the head of another model
+by one similarity. Structure and focal length of the flow poses come from the other runs alone; the face models' shape from all
+frames, which is to their advantage.
 """
 
 from __future__ import annotations
