@@ -171,3 +171,12 @@ def test_geometric_blendshapes_of_real_faces_are_close_to_the_learned_ones(share
     dense = {"points": np.array(points), "blendshapes": np.array(scores)}
     learned, ratio = (blendshape_capture.BACKENDS[name].run(dense)[:, UPPER_FACE_COLUMNS] for name in ("mediapipe", "geometric"))
     assert np.abs(learned - ratio).mean() < 0.15
+
+
+def test_smoothing_blendshapes_adds_no_lag():
+    time = np.arange(100)
+    for period in (10, 16, 40):
+        curve = 0.5 + 0.4 * np.sin(2 * np.pi * time / period)
+        smoothed = blendshape_capture.smooth(np.repeat(curve[:, None], 52, 1))[:, 0]
+        shifts = [np.corrcoef(smoothed[10:90], np.roll(curve, shift)[10:90])[0, 1] for shift in (-1, 0, 1)]
+        assert int(np.argmax(shifts)) == 1 and abs(shifts[0] - shifts[2]) < 1e-3, period
