@@ -19,24 +19,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import arguments
 import train
-from gaussian_renderer import render_batch
-from gaussian_renderer.compositing import composite, from_bytes
-from scene import load_avatar
-from scene.dataset import TrainingSet, Window
-from utils import model_store
+from benchmarks.held_out import HeldOut
 from utils.captured import Captured, side_stream
-from utils.constants import HEAD_CLASSES
 from utils.device import keep_freed_memory
-from utils.image_metrics import psnr, ssim
-from utils.losses import box_mask
-from utils.perceptual import PerceptualLoss
 
 CHUNK = 20  # steps between two looks at the clock
 
@@ -103,31 +94,6 @@ def step_parts(trainer: train.Trainer, repeats: int) -> dict[str, float]:
     return {name: milliseconds(part, trainer.device, repeats) for name, part in work.items()}
 
 
-def held_out(trainer: train.Trainer) -> dict[str, float]:
-    """Means over the held-out frames, as metrics.py measures them; PSNR of the lips is that of the square around them."""
-    reader, device = trainer.scene.reader, trainer.device
-    head = load_avatar(trainer.scene.model_path, device=device)
-    behind = (lambda i: reader.plate) if head.config.part == "all" else reader.backdrop
-    perceptual = PerceptualLoss("alex").to(device) if model_store.find("stlpips_alex") else None
-    whole = TrainingSet(reader, reader.splits["val"], head.config.part, device, Window(0, 0, reader.width, reader.height))
-    values: dict[str, list[float]] = {}
-    for k, i in enumerate(reader.splits["val"]):
-        with torch.inference_mode():
-            drawn = render_batch(head, reader.conditions([i]).to(device), reader.width, reader.height)
-            backdrop, truth = (from_bytes(torch.from_numpy(x)[None].to(device)) for x in (behind(i), reader.image(i)))
-            picture = composite(drawn.rgb, drawn.alpha, backdrop, 0.0).clamp(0, 1)
-            mask = torch.from_numpy(np.isin(reader.parsing(i), HEAD_CLASSES))[None, None].float().to(device)
-            lips = box_mask(whole.lips[k : k + 1], reader.height, reader.width).float()
-            for name, value in {
-                "PSNR": psnr(picture, truth), "PSNR_head": psnr(picture, truth, mask), "PSNR_lips": psnr(picture, truth, lips),
-                "SSIM": ssim(picture, truth),
-            }.items():  # fmt: skip
-                values.setdefault(name, []).append(float(value))
-            if perceptual is not None:
-                values.setdefault("STLPIPS_alex", []).append(float(perceptual(picture, truth)))
-    return {name: statistics.mean(of_frames) for name, of_frames in values.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_arguments(parser)
@@ -169,7 +135,8 @@ def main() -> None:
     if device.type == "cuda":
         memory += f", device {torch.cuda.max_memory_reserved(device) / 2**30:.2f} GiB"
     print(memory)
-    print(f"trained in {seconds:.0f} s; held-out " + ", ".join(f"{name} {value:.4f}" for name, value in held_out(trainer).items()))
+    held_out = HeldOut(trainer.scene.reader, config.part, device).measure(trainer.scene.model_path)
+    print(f"trained in {seconds:.0f} s; held-out " + ", ".join(f"{name} {value:.4f}" for name, value in held_out.items()))
 
 
 if __name__ == "__main__":
