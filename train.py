@@ -30,7 +30,6 @@ from utils.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from utils.device import keep_freed_memory
 from utils.distributed import Team
 from utils.errors import UserError, command_line
-from utils.image_metrics import psnr
 from utils.losses import image_losses
 from utils.optimizer import create_optimizer
 from utils.perceptual import PerceptualLoss
@@ -54,7 +53,10 @@ class Trainer:
         reader = self.scene.reader
         few = reader.splits["val"][:: -(-len(reader.splits["val"]) // HELD_OUT) or 1]
         self.data = TrainingSet(reader, reader.splits["train"], config.part, self.device)
-        self.held_out = TrainingSet(reader, few, config.part, self.device, self.data.window).hold() if few else None
+        w, share = self.data.window, config.batch_size // self.team.size
+        if memory.plan(config, share, w.width * w.height, self.data.bytes, self.device, self.team.leader):
+            self.data.hold()
+        self.held_out = TrainingSet(reader, few, config.part, self.device, w).hold() if few else None
         self.perceptual = PerceptualLoss(config.perceptual_net).to(self.device) if config.lambda_perceptual else None
         self.regions, self.neighbours = AttentionRegions(read_face(reader).points.numpy()), Neighbours()
         self.aux = ("depth", "normal") * bool(config.lambda_normal) + ("distortion",) * bool(config.lambda_distortion)
@@ -69,10 +71,6 @@ class Trainer:
             self.team.wait()  # nobody looks for a checkpoint after the first one was written
         else:
             self.resume(checkpoint)
-        w = self.data.window
-        share = config.batch_size // self.team.size
-        if memory.plan(config, share, w.width * w.height, self.data.bytes, self.device, self.team.leader):
-            self.data.hold()
 
     def resume(self, path: Path) -> None:
         """Continue exactly where the checkpoint was written; settings that shape the model must be the same."""
@@ -216,11 +214,7 @@ class Trainer:
         """The numbers of the last step."""
         self.check()
         if log:
-            mask = self.batch.mask.float()
-            quality = psnr(self.drawn, self.batch.image / 255.0 * mask, mask).mean()
-            losses = {name: float(value) for name, value in self.terms.items()}
-            rates = {group["name"]: float(group["lr"]) for group in self.optimizer.param_groups}
-            log.scalars(self.stage, self.iteration, losses, float(quality), len(self.head.gaussians), rates)
+            log.scalars(self.stage, self.iteration, self.terms, self.batch, self.drawn, len(self.head.gaussians), self.optimizer)
 
     @torch.no_grad()
     def save(self, log: TrainingLog | None) -> None:
@@ -238,12 +232,7 @@ class Trainer:
         batch = self.held_out.batch(torch.arange(len(self.held_out), device=self.device))
         drawn = self.draw(batch.conditions, attention=True)
         self.head.train()
-        mask = batch.mask.float()
-        truth = batch.image / 255.0 * mask
-        pictures = {"truth": truth, "render": drawn.rgb}
-        if drawn.attention is not None:
-            pictures |= {f"attention_{n}": drawn.attention[:, k : k + 1] for k, n in enumerate(self.head.token_names)}
-        log.held_out(self.stage, self.iteration, float(psnr(drawn.rgb, truth, mask).mean()), pictures)
+        log.held_out(self.stage, self.iteration, batch, drawn, self.head.token_names)
 
 
 @command_line

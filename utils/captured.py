@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
+from diff_surfel_rasterization import graph_overflowed
 
 
-def side_stream(device: torch.device) -> contextlib.AbstractContextManager:
+@contextlib.contextmanager
+def side_stream(device: torch.device) -> Iterator[None]:
     """A stream of its own for everything inside, as recording asks for; nothing on a CPU."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()
+    if device.type != "cuda":
+        yield
+        return
+    stream, before = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(before)
+    with torch.cuda.stream(stream):
+        yield
+    before.wait_stream(stream)
 
 
 class Captured:
@@ -18,7 +27,7 @@ class Captured:
 
     The first call settles what a recording cannot: the optimizer's moments, the sizes of the rasterizer's lists, libraries.
     `step` reads and writes the same tensors every time and decides nothing on the host. When something else changes, a tensor
-    replaced or another branch taken, call `forget`.
+    replaced or another branch taken, call `forget`; surfels that outgrow the rasterizer's recorded lists are noticed here.
     """
 
     def __init__(self, step: Callable[[], None], device: torch.device):
@@ -30,6 +39,8 @@ class Captured:
         self._warm = False
 
     def __call__(self) -> None:
+        if self._graph is not None and graph_overflowed():
+            self.forget()
         if not (self._on_gpu and self._warm):
             self._step()
             self._warm = True
