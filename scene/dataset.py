@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from utils.pipeline import prefetch
 from utils.progress import progress
 
 LIPS, RIGHT_EYE, LEFT_EYE = slice(48, 60), slice(36, 42), slice(42, 48)  # landmarks: outer lips, the two eyes
+THREADS = min(16, os.cpu_count() or 2)  # that decode pictures
 PART = 128  # bit of the class byte that says: this pixel is modelled
 
 
@@ -59,6 +61,7 @@ class TrainingSet:
                  window: Window | None = None):  # fmt: skip
         self.reader, self.ids, self.device = reader, ids, torch.device(device)
         self.is_part = np.isin(np.arange(256), PART_CLASSES[part])
+        self._marked = (np.arange(256) + PART * self.is_part).astype(np.uint8)  # class -> class and PART
         self.window = w = window or self._window()
         self.pixels: Tensor | None = None  # (F, 4, h, w) uint8: RGB and class, all frames
         self._batch: Tensor | None = None  # (B, 4, h, w) uint8: the frames at hand
@@ -95,19 +98,18 @@ class TrainingSet:
                       int(min(-(-(y1 - y0) // 16) * 16, r.height - y0)))  # fmt: skip
 
     def decode(self, row: int) -> np.ndarray:
-        """(4, h, w) uint8 of one frame: RGB and class, the bit PART set where it is modelled."""
-        i = self.ids[row]
-        classes = self.window.cut(self.reader.parsing(i))
-        classes = classes | (PART * self.is_part[classes]).astype(np.uint8)
-        return np.concatenate([self.window.cut(self.reader.image(i)).transpose(2, 0, 1), classes[None]])
+        """(h, w, 4) uint8 of one frame: RGB and class, the bit PART set where it is modelled."""
+        i, cut = self.ids[row], self.window.cut
+        classes = cv2.LUT(np.ascontiguousarray(cut(self.reader.parsing(i))), self._marked)
+        return cv2.merge([*cv2.split(cut(self.reader.image(i))), classes])
 
     def hold(self) -> TrainingSet:
         """Read every picture once, on all cores, and keep them on the device."""
         w = self.window
         self.pixels = torch.empty(len(self), 4, w.height, w.width, dtype=torch.uint8, device=self.device)
-        decoded = prefetch(self.decode, range(len(self)), threads=os.cpu_count() or 2, ahead=64)
+        decoded = prefetch(self.decode, range(len(self)), THREADS, ahead=4 * THREADS)
         for row, frame in enumerate(progress(decoded, label="reading frames", total=len(self)) if len(self) > 64 else decoded):
-            self.pixels[row] = torch.from_numpy(frame)
+            self.pixels[row] = torch.from_numpy(frame).to(self.device).permute(2, 0, 1)
         return self
 
     def fed(self, order: Tensor, first: int, start: int, end: int) -> Iterator[int]:
@@ -115,17 +117,15 @@ class TrainingSet:
         if self.pixels is not None:
             yield from range(start, end)
             return
-        w, size, rows = self.window, order.shape[1], order.tolist()
-        self._batch = torch.empty(size, 4, w.height, w.width, dtype=torch.uint8, device=self.device)
-        pinned = self.device.type == "cuda"
+        w, rows = self.window, order.tolist()
+        self._batch = torch.empty(order.shape[1], 4, w.height, w.width, dtype=torch.uint8, device=self.device)
 
         def decode(k: int) -> Tensor:
             frames = torch.from_numpy(np.stack([self.decode(row) for row in rows[k - first]]))
-            return frames.pin_memory() if pinned else frames
+            return frames.pin_memory() if self.device.type == "cuda" else frames
 
-        threads = max(1, (os.cpu_count() or 2) - 1)
-        for k, frames in zip(range(start, end), prefetch(decode, range(start, end), threads, ahead=threads + 2), strict=True):
-            self._batch.copy_(frames, non_blocking=True)
+        for k, frames in zip(range(start, end), prefetch(decode, range(start, end), THREADS, ahead=THREADS + 2), strict=True):
+            self._batch.copy_(frames.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
             yield k
 
     def batch(self, rows: Tensor) -> Batch:
