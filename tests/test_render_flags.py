@@ -1,0 +1,113 @@
+"""What each flag of render.py changes, and that every program says what it can do without a model, a data set or a GPU."""
+
+import importlib
+
+import numpy as np
+import pytest
+from test_render import dataset, failure, model, speak, speech_features, trained  # noqa: F401  fixtures
+
+import render
+from scene.talking_dataset_readers import TalkingDatasetReader
+from utils.constants import BLINK_COLUMNS, UPPER_FACE_COLUMNS
+from utils.image import read_rgb
+from utils.video import read_frames
+
+EYES = [UPPER_FACE_COLUMNS.index(column) for column in BLINK_COLUMNS]
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The conditions of every frame drawn, by the number of the first frame of their batch."""
+    found, original = {}, render.batch_conditions
+
+    def conditions(reader, clip, start, ids):
+        found[start] = original(reader, clip, start, ids)
+        return found[start]
+
+    monkeypatch.setattr(render, "batch_conditions", conditions)
+    return found
+
+
+def joined(seen, name):
+    return np.concatenate([getattr(seen[start], name).numpy() for start in sorted(seen)])
+
+
+def rendered(model, tmp_path, *flags, seconds=0.4):  # noqa: F811
+    speak(tmp_path / "a.wav", seconds=seconds)
+    render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), *flags])
+    return model / "custom/ours_7"
+
+
+@pytest.mark.parametrize("program", ["render", "metrics", "train", "benchmarks.speed", "benchmarks.long", "utils.contact_sheet"])
+def test_help_needs_nothing_and_explains_every_flag(program, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(program).main(["--help"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 0 and "usage:" in said and "-h, --help" in said
+    assert all(len(line) <= 140 for line in said.splitlines())
+
+
+def test_generated_blinks_replace_a_gaze_that_never_blinks_and_only_the_eyes(model, dataset, tmp_path, seen):  # noqa: F811
+    reader = TalkingDatasetReader(dataset)  # its eyes stay open
+    curves = {}
+    for how in ("auto", "generate", "replay"):
+        seen.clear()
+        rendered(model, tmp_path, "--blink", how, seconds=22)
+        curves[how] = joined(seen, "expression")
+    brows = [k for k in range(7) if k not in EYES]
+    for how in ("auto", "generate"):
+        shut = curves[how][:, EYES].mean(1)
+        assert (shut[1:] > 0.5).sum() >= 6 and np.median(shut) < 0.2  # a few blinks, else open
+        np.testing.assert_array_equal(curves[how][:, brows], curves["replay"][:, brows])
+    assert curves["replay"].max() <= reader.expression.max()
+
+
+def test_smooth_lips_mix_the_neighbours_into_each_row(model, tmp_path, seen):  # noqa: F811
+    loudness = {}
+    for flags in ((), ("--smooth_lips",)):
+        seen.clear()
+        rendered(model, tmp_path, "--no-close_mouth", *flags)
+        loudness[flags] = joined(seen, "audio")[:, 4, 0]
+    plain, smooth = loudness.values()
+    np.testing.assert_allclose(smooth[1:-1], 0.175 * (plain[:-2] + plain[2:]) + 0.65 * plain[1:-1], rtol=1e-4)
+    assert np.abs(smooth - plain).max() > 1e-5
+
+
+def test_every_frame_is_a_picture_too_where_asked_for(model, tmp_path):  # noqa: F811
+    folder = rendered(model, tmp_path, "--pictures", "--lossless")
+    pictures = sorted((folder / "renders").iterdir())
+    frames = list(read_frames(folder / "anna_custom_a_7iter_renders.mp4"))
+    assert [p.name for p in pictures] == [f"{k:05d}.png" for k in range(10)] and len(frames) == 10
+    for path, frame in zip(pictures, frames, strict=True):
+        np.testing.assert_array_equal(read_rgb(path), frame)
+
+
+def test_feather_lets_the_backdrop_through_at_the_edge_only(model, dataset, tmp_path):  # noqa: F811
+    frames = {}
+    for feather in ("0", "12"):
+        folder = rendered(model, tmp_path, "--feather", feather, "--lossless")
+        frames[feather] = next(read_frames(folder / "anna_custom_a_7iter_renders.mp4")).astype(int)
+    backdrop = TalkingDatasetReader(dataset).backdrop(0).astype(int)
+    change = np.abs(frames["12"] - frames["0"]).sum(2)
+    assert change.max() > 30 and change[:3].max() == 0  # something became softer, nothing far from the head
+    nearer = np.abs(frames["12"] - backdrop).sum() < np.abs(frames["0"] - backdrop).sum()
+    assert nearer and np.abs(frames["12"] - backdrop)[28:36, 28:36].mean() > 20  # the head is still there
+
+
+def test_crf_sets_the_quality_and_the_size(model, tmp_path):  # noqa: F811
+    sizes = []
+    for crf in ("0", "40"):
+        sizes.append((rendered(model, tmp_path, "--crf", crf) / "anna_custom_a_7iter_renders.mp4").stat().st_size)
+    assert sizes[0] > 1.2 * sizes[1]
+
+
+def test_only_the_training_frames_are_rendered_if_the_held_out_ones_are_skipped(model, tmp_path):  # noqa: F811
+    render.main(["-m", str(model), "--skip_test"])
+    assert (model / "train").exists() and not (model / "test").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x"])
+def test_an_unknown_device_is_refused_by_name(model, tmp_path, capsys, device):  # noqa: F811
+    speak(tmp_path / "a.wav", seconds=0.1)
+    assert device in failure(capsys, "-m", model, "--custom_aud", tmp_path / "a.wav", "--device", device)
