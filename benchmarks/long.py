@@ -49,7 +49,7 @@ def speech_like(seconds: float, seed: int = 0) -> Iterator[np.ndarray]:
             pitch, first, second = rng.uniform(90, 140), rng.uniform(300, 900), rng.uniform(900, 2400)
             harmonics = np.arange(1, 28)[:, None] * pitch
             gains = np.exp(-(((harmonics - first) / 150) ** 2)) + 0.5 * np.exp(-(((harmonics - second) / 220) ** 2))
-            shape = np.sin(np.pi * time / time[-1]) ** 0.5
+            shape = np.sin(np.pi * np.arange(len(time)) / len(time)) ** 0.5
             pieces.append(0.12 * shape * (gains * np.sin(2 * np.pi * harmonics * time)).sum(0))
         pieces.append(rng.normal(0, 1e-4, int(rng.uniform(0.3, 1.2) * SAMPLE_RATE)))
         word = np.concatenate(pieces).astype(np.float32)[:left]
