@@ -80,7 +80,7 @@ def main() -> None:
     root = Path(base.model_path or Path("model") / f"search_{Path(base.source_path).name}")
     lines = [line.split("#")[0].strip() for line in args.candidates.read_text().splitlines()]
     keep_freed_memory()
-    begin, best, flags, slowest = time.perf_counter(), -np.inf, [], 0.0
+    begin, best, flags, slowest, winner = time.perf_counter(), -np.inf, [], 0.0, 0
     columns = (*SCORED, "SSIM", "ST-LPIPS", "ms", "surfels", "s")
     print(f"{'row':>3} {'score':>6}  " + " ".join(f"{name:>9}" for name in columns), "  added", flush=True)
     for row, line in enumerate(["", *filter(None, lines)]):
@@ -97,12 +97,12 @@ def main() -> None:
         score = float(np.mean([found[name] for name in SCORED]))
         stays = not only_measured and score > best + (args.gain if row else 0)
         if stays:
-            best, flags = score, [*flags, *added]
+            best, flags, winner = score, [*flags, *added], row
         slowest = max(slowest, time.perf_counter() - start)
         numbers = [f"{found[n]:9.3f}" for n in SCORED] + [f"{found['SSIM']:9.4f}", f"{found.get('STLPIPS_alex', np.nan):9.5f}"]
         numbers += [f"{found['ms']:9.2f}", f"{found['surfels']:9d}", f"{time.perf_counter() - start:9.1f}"]
         print(f"{row:3} {score:6.3f}{'*' if stays else ' '} " + " ".join(numbers), " ", line or "(the recipe as given)", flush=True)
-    print("best:", shlex.join(flags) or "the recipe as given", flush=True)
+    print(f"best: {root / str(winner)} with {shlex.join(flags) or 'the recipe as given'}", flush=True)
 
 
 if __name__ == "__main__":
