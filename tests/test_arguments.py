@@ -21,7 +21,7 @@ def test_the_command_line_beats_the_config_file_which_beats_the_defaults(tmp_pat
     assert config.tokens == ("audio", "null")
 
 
-@pytest.mark.parametrize("name", ["custom.py", "fast.py"])
+@pytest.mark.parametrize("name", ["custom.py", "fast.py", "faithful.py"])
 def test_every_shipped_config_names_real_settings(name):
     parse("--configs", f"arguments/{name}")
 
