@@ -108,7 +108,7 @@ def main() -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     begin = time.perf_counter()
-    apart = 0.0  # seconds spent on taking steps apart
+    apart, reserved = 0.0, 0  # seconds spent on taking steps apart; bytes of the device while training
     with side_stream(device):
         for stage, end in (("coarse", config.coarse_iterations), ("fine", config.iterations)):
             trainer.enter(stage)
@@ -124,8 +124,13 @@ def main() -> None:
             print(f"{stage}: {end - first} steps of {size} frames, {count} surfels: a step takes {statistics.median(times):.2f} ms "
                   f"(median), {statistics.mean(times):.2f} (mean), {times[-1]:.2f} (last)", flush=True)  # fmt: skip
             mark = time.perf_counter()
+            if device.type == "cuda":
+                reserved = max(reserved, torch.cuda.max_memory_reserved(device))
             trainer.schedule.at(first)
             parts = step_parts(trainer, repeats)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats(device)
             apart += time.perf_counter() - mark
             parts["sum"] = sum(parts.values())
             print("  " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in parts.items()), flush=True)
@@ -133,7 +138,7 @@ def main() -> None:
     trainer.head.save(trainer.scene.model_path)
     memory = f"peak RAM {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
     if device.type == "cuda":
-        memory += f", device {torch.cuda.max_memory_reserved(device) / 2**30:.2f} GiB"
+        memory += f", device {reserved / 2**30:.2f} GiB"
     print(memory)
     held_out = HeldOut(trainer.scene.reader, config.part, device).measure(trainer.scene.model_path)
     print(f"trained in {seconds:.0f} s; held-out " + ", ".join(f"{name} {value:.4f}" for name, value in held_out.items()))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from utils.device import runs_triton
 from utils.errors import UserError
 
 GIB = 1 << 30
@@ -33,13 +34,15 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
-def step_bytes(config, batch_size: int, pixels: int) -> int:
+def step_bytes(config, batch_size: int, pixels: int, device: torch.device) -> int:
     """About what one fine step takes above the data: activations of the network, and the pictures with their losses.
 
-    Fitted to measured peaks (docs/benchmarks.md); within a fifth of them.
+    Fitted to peaks of plain torch, which keeps every activation (within a fifth), and of the fused network, which keeps few.
     """
     width = config.plane_channels * len(config.plane_multires)
     a_surfel = 4 * (3 * width + 2.5 * (len(config.deform) * config.net_width + config.layers * config.ffn_hidden))
+    if runs_triton(device) and config.layers == 1 and config.dropout == 0:
+        a_surfel = 1200
     a_pixel = 250 + 440 * (config.lambda_perceptual > 0 and "window" in config.perceptual_on)
     return int(batch_size * (config.max_points * a_surfel + pixels * a_pixel))
 
@@ -49,7 +52,7 @@ def plan(config, batch_size: int, pixels: int, frames: int, device: torch.device
 
     Raises UserError if a step alone does not fit.
     """
-    step, free, ram = step_bytes(config, batch_size, pixels), free_memory(device), free_memory(torch.device("cpu"))
+    step, free, ram = step_bytes(config, batch_size, pixels, device), free_memory(device), free_memory(torch.device("cpu"))
     if free is not None and step + PROGRAM > free:
         takes = f"training takes about {(step + PROGRAM) / GIB:.2f} GiB on {device}, and {free / GIB:.2f} GiB are free"
         raise UserError(f"{takes}; {REMEDY}")
