@@ -2,6 +2,7 @@
 
     python benchmarks/baseline.py -s data/x            # writes model/x_nearest/test/ours_0 as render.py would
     python metrics.py -m model/x_nearest               # and measures it like any model
+    python benchmarks/baseline.py -s data/x --own_head # the head each frame was filmed with: what no model can surpass
 
 Rule: for each held-out frame, the training frame with the least sum of squares of (a) how far the head's pose moves its face on
 the picture, in units of 2 pixels at 512, and (b) the distance of the speech features of rows i-1 .. i+1 (standardised), in
@@ -60,15 +61,18 @@ def nearest_frames(reader: TalkingDatasetReader) -> list[int]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-s", "--source_path", type=Path, required=True, help="data set folder")
-    parser.add_argument("-m", "--model_path", type=Path, help="folder to write (model/<name>_nearest)")
+    parser.add_argument("-m", "--model_path", type=Path, help="folder to write (model/<name>_nearest, or _own_head)")
     parser.add_argument("--part", choices=("face", "head"), default="head", help="what the training frame gives (%(default)s)")
+    parser.add_argument("--own_head", action="store_true", help="paste each frame's own head: the limit that the backdrop sets")
     parser.add_argument("--audio_encoder", default="auto", help="which aud_<encoder>.npy says what is near (%(default)s)")
     args = parser.parse_args(argv)
     reader = TalkingDatasetReader(args.source_path, args.audio_encoder)
-    folder = (args.model_path or Path("model") / f"{args.source_path.resolve().name}_nearest") / "test" / "ours_0"
+    name = f"{args.source_path.resolve().name}_{'own_head' if args.own_head else 'nearest'}"
+    folder = (args.model_path or Path("model") / name) / "test" / "ours_0"
     (folder / "frames.json").unlink(missing_ok=True)
     val = reader.splits["val"]
-    for k, (i, j) in enumerate(zip(val, progress(nearest_frames(reader), label="pasting"), strict=True)):
+    given = val if args.own_head else nearest_frames(reader)
+    for k, (i, j) in enumerate(zip(val, progress(given, label="pasting"), strict=True)):
         mask = np.isin(reader.parsing(j), PART_CLASSES[args.part])[..., None]
         write_rgb(folder / "renders" / f"{k:05d}.png", np.where(mask, reader.image(j), reader.backdrop(i)))
         write_rgb(folder / "gt" / f"{k:05d}.png", reader.image(i))

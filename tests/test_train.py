@@ -14,11 +14,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_dataset import write_tiny_dataset
 
 import train
+from gaussian_renderer import render_batch
 from scene import load_avatar
 from scene.dataset import TrainingSet, frame_order, mouth_activity
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils import memory
 from utils.checkpoint import latest_checkpoint, load_checkpoint
+from utils.constants import CLOTH, PART_CLASSES
 from utils.distributed import Team
 from utils.errors import UserError
 from utils.losses import image_losses
@@ -312,3 +314,16 @@ def test_the_training_window_holds_the_whole_part_and_its_cameras_agree(dataset)
     assert torch.equal(batch.classes[0, 0], torch.from_numpy(w.cut(reader.parsing(first[0])).copy()))
     shift = reader.conditions(first).intrinsics - batch.conditions.intrinsics
     assert shift[0, 0, 2] == w.x and shift[0, 1, 2] == w.y
+
+
+@pytest.mark.parametrize("part", ["face", "all"])
+def test_every_part_trains_on_its_own_classes_and_is_drawn(dataset, tmp_path, part):
+    run(dataset, tmp_path / part, "--part", part, "--iterations", "60", "--coarse_iterations", "50")
+    reader, head = TalkingDatasetReader(dataset), load_avatar(tmp_path / part)
+    data = TrainingSet(reader, reader.splits["train"], part).hold()
+    batch = data.batch(torch.arange(2))
+    assert np.isin(batch.classes[batch.mask], PART_CLASSES[part]).all()
+    assert bool((batch.classes[batch.mask] == CLOTH).any()) == (part == "all")
+    drawn = render_batch(head, batch.conditions, data.window.width, data.window.height)
+    assert drawn.alpha[batch.mask].mean() > drawn.alpha[~batch.mask].mean() + 0.4
+    assert (drawn.surfels.xyz[0].amin(0) >= head.deformation.tri_plane.box[0] - 0.2).all()  # the box holds what is modelled
