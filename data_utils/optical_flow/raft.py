@@ -24,6 +24,7 @@ STEP = 8  # pixels a cell of the feature maps
 HIDDEN, CONTEXT, FEATURES = 96, 64, 128  # channels
 LEVELS, RADIUS = 4, 3  # of the correlation pyramid and its lookup
 ITERATIONS = 12
+BATCH = {"cpu": 8, "cuda": 32}  # an H100 takes 329 pairs of 200 x 264 a second by 8, 1129 by 32, in 0.7 GB
 
 
 class Bottleneck(nn.Module):
@@ -185,7 +186,7 @@ def load_network(path: Path, model: str, device: str | torch.device = "cpu") -> 
 class RaftFlow:
     """RAFT-small as a flow back end. `side` (width, height): pictures are brought to this size, the one of its training."""
 
-    batch = 8  # pairs it wants at once; more do not run faster, on a CPU or a GPU
+    batch = BATCH["cpu"]  # pairs it wants at once
 
     def __init__(self, name: str, model: str, side: tuple[int, int] | None = None):
         self.name, self.model, self.side = name, model, side
@@ -197,6 +198,7 @@ class RaftFlow:
 
     def load(self, device: str | torch.device = "cpu", path: Path | None = None) -> RaftFlow:
         """Get ready to run on a device, with the weights of the model store or of another file; it is read once a process."""
+        self.batch = BATCH[torch.device(device).type]
         self._network = _network(str(path or model_store.find(self.model)), self.model, str(device))
         return self
 
