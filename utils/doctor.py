@@ -87,7 +87,8 @@ def find_compiler() -> str | None:
 def requirements() -> dict[str, str]:
     """Package -> version pinned in requirements.txt."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("==") for line in map(str.strip, lines) if line and not line.startswith("#"))
+    pins = (line.partition("#")[0].partition(";")[0].strip() for line in lines)  # without comments and markers
+    return dict(pin.split("==") for pin in pins if pin)
 
 
 def _packages() -> Iterator[Finding]:
