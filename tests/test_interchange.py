@@ -9,6 +9,7 @@ from tiny_dataset import write_tiny_dataset
 
 import train
 from scene import load_avatar
+from scene.condition import AUDIO_WINDOW
 from scene.landmark_face import landmark_face, triangulate
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.constants import CLOTH, SKIN
@@ -38,7 +39,7 @@ def test_a_folder_of_another_tool_is_read(tmp_path, unit, audio, expression, enc
         np.testing.assert_array_equal(theirs.parsing(i) == CLOTH, masks[i])
         assert (theirs.parsing(i) == SKIN).any()
         np.testing.assert_array_equal(theirs.backdrop(i), ours.backdrop(i))
-    assert theirs.expression.shape == (22, 7) and theirs.conditions([4, 7]).audio.shape == (2, 8, width)
+    assert theirs.expression.shape == (22, 7) and theirs.conditions([4, 7]).audio.shape == (2, AUDIO_WINDOW, width)
     if expression == "au.csv":  # intensity 2 and more is a closed eye; brows are not told
         np.testing.assert_allclose(theirs.expression[:, 5:], np.clip(0.25 * np.arange(22), 0, 1)[:, None].repeat(2, 1), atol=1e-6)
         assert not theirs.expression[:, :5].any()
