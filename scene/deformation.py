@@ -12,8 +12,7 @@ from scene.condition import ConditionEncoder, Conditions
 from scene.tri_plane import TriPlane
 from utils.device import runs_triton
 
-# what a unit of a head moves: lips move by tenths of a decimetre, logits and log scales by units
-SCALES = {"xyz": 0.1}  # dm
+MOTION = 0.1  # dm a unit of the position head: lips move by tenths of a decimetre, logits and log scales by units
 
 
 def feature_width(config) -> int:
@@ -44,23 +43,39 @@ class ResidualHeads(nn.Module):
     published recipe starts them at random with a small gain, which throws surfels pixels away from where they were).
     """
 
-    def __init__(self, width: int, hidden: int, outputs: dict[str, int]):
+    def __init__(self, width: int, hidden: int, outputs: dict[str, int], scales: dict[str, float] | None = None):
+        """`outputs`: sizes; `scales`: what a unit of an output is worth, 1 where not given."""
         super().__init__()
         self.first = nn.Linear(width, hidden * len(outputs))
         self.last = nn.ModuleDict({name: nn.Linear(hidden, size) for name, size in outputs.items()})
+        self.sizes, self.scales = outputs, scales or {}
         for layer in self.last.values():
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """The last layers, scaled, as one: block-diagonal weight (all outputs, all hidden units) and bias."""
+        layers = [(layer.weight, layer.bias) for layer in self.last.values()]
+        for k, name in enumerate(self.last):
+            if name in self.scales:
+                layers[k] = tuple(self.scales[name] * value for value in layers[k])
+        weights, biases = zip(*layers, strict=True)
+        return torch.block_diag(*weights), torch.cat(biases)
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(..., width) -> name -> (..., size)."""
-        layers = self.last.values()
-        # the last layers are small, so one block-diagonal product beats slicing the wide hidden tensor
-        weight = torch.block_diag(*(layer.weight for layer in layers))
-        bias = torch.cat([layer.bias for layer in layers])
         rows = x.reshape(-1, x.shape[-1])  # in-place ReLU on a view of more dimensions would copy the hidden tensor thrice
-        out = nn.functional.linear(self.first(rows.relu()).relu_(), weight, bias).view(*x.shape[:-1], -1)
-        return dict(zip(self.last, out.split([layer.out_features for layer in layers], -1), strict=True))
+        # the last layers are small, so one block-diagonal product beats slicing the wide hidden tensor
+        out = nn.functional.linear(self.first(rows.relu()).relu_(), *self.joined()).view(*x.shape[:-1], -1)
+        return self.split(out)
+
+    def join(self, values: dict[str, Tensor]) -> Tensor:
+        """name -> (..., size), in the order of the outputs: (..., all); others are left out."""
+        return torch.cat([values[name] for name in self.last], -1)
+
+    def split(self, out: Tensor) -> dict[str, Tensor]:
+        """Undo `join`."""
+        return dict(zip(self.last, out.split(list(self.sizes.values()), -1), strict=True))
 
 
 class Deformation(nn.Module):
@@ -82,7 +97,8 @@ class Deformation(nn.Module):
             TokenAttention(width, config.heads, config.ffn_hidden, config.dropout) for _ in range(config.layers)
         )
         sizes = {"xyz": 3, "scaling": 2, "rotation": 4, "opacity": 1, "sh": colour}
-        self.heads = ResidualHeads(width, config.net_width, {name: size for name, size in sizes.items() if name in config.deform})
+        sizes = {name: size for name, size in sizes.items() if name in config.deform}
+        self.heads = ResidualHeads(width, config.net_width, sizes, {"xyz": MOTION})
         # the static stage trains the planes through this decoder; its result is then written into the surfels
         self.decoder = ResidualHeads(width, config.net_width, {"opacity": 1, "sh": colour})
 
@@ -114,13 +130,13 @@ class Deformation(nn.Module):
                 "opacity": surfels.opacity, "sh": surfels.sh.flatten(1)}  # fmt: skip
         fused = fused_network(self, x.device)
         if fused:
-            deformed, attention = fused.deform(self.attention[0], self.heads, x, tokens, base, SCALES)
+            deformed, attention = fused.deform(self.attention[0], self.heads, x, tokens, base)
         else:
             maps = []
             for layer in self.attention:
                 x, attention = layer(x, tokens)
                 maps.append(attention)
-            deformed = {name: base[name] + SCALES.get(name, 1.0) * value for name, value in self.heads(x).items()}
+            deformed = {name: base[name] + value for name, value in self.heads(x).items()}
             attention = torch.stack(maps).mean(0)
         values = {name: value[None] for name, value in base.items()} | deformed
         values["sh"] = values["sh"].unflatten(-1, surfels.sh.shape[-2:])

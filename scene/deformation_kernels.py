@@ -46,10 +46,16 @@ def _normalise_backward(gradient, x, scale, norm, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _attend(query, key, TOKENS: tl.constexpr, HEADS_PADDED: tl.constexpr, TOKENS_PADDED: tl.constexpr):
-    """(rows, D) queries, (C, D) keys, zero outside their head -> weights (rows, heads, tokens)."""
-    scores = tl.dot(query, tl.trans(key))
-    scores = tl.reshape(scores, (query.shape[0], HEADS_PADDED, TOKENS_PADDED))
+def _column_sums(x):
+    """(rows, D) -> (rows / 16, D): sums within a warp, so that no warp waits for another."""
+    return tl.sum(tl.reshape(x, (x.shape[0] // 16, 16, x.shape[1])), 1)
+
+
+@triton.jit
+def _attend(x, key, bias, TOKENS: tl.constexpr, HEADS_PADDED: tl.constexpr, TOKENS_PADDED: tl.constexpr):
+    """(rows, D) features, (C, D) keys and (C,) their biases -> weights (rows, heads, tokens)."""
+    scores = tl.dot(x.to(key.dtype), tl.trans(key)) + tl.load(bias + tl.arange(0, key.shape[0]))[None, :]
+    scores = tl.reshape(scores, (x.shape[0], HEADS_PADDED, TOKENS_PADDED))
     token = tl.arange(0, TOKENS_PADDED)[None, None, :]
     scores = tl.where(token < TOKENS, scores, float("-inf"))
     power = tl.exp(scores - tl.max(scores, 2)[:, :, None])
@@ -70,7 +76,7 @@ def _attribute_columns(pointers, SIZES: tl.constexpr, O: tl.constexpr):
 
 
 @triton.jit
-def forward(features, query, keys, values, norms, w1, b1, w2, b2, first, first_bias, last, base,
+def forward(features, keys, key_biases, values, norms, w1, b1, w2, b2, first, first_bias, last, base,
             outputs, attention, hidden,
             N, B, HEADS: tl.constexpr, TOKENS: tl.constexpr, HEADS_PADDED: tl.constexpr, TOKENS_PADDED: tl.constexpr,
             WIDTH: tl.constexpr, D: tl.constexpr, F: tl.constexpr, W: tl.constexpr, BLOCKS: tl.constexpr, O: tl.constexpr,
@@ -82,14 +88,13 @@ def forward(features, query, keys, values, norms, w1, b1, w2, b2, first, first_b
     inside = row[:, None] < N
     own = inside & (column[None, :] < WIDTH)
     x0 = tl.load(features + row[:, None] * WIDTH + column[None, :], mask=own, other=0.0)
-    q = tl.load(query + row[:, None] * WIDTH + column[None, :], mask=own, other=0.0)
     pointer, size, total = _attribute_columns(outputs, SIZES, O)
     stored = inside & (attribute[None, :] < total)
     rest = tl.load(base + row[:, None] * total + attribute[None, :], mask=stored, other=0.0)
     u, v = _matrix(w1, F, D, D), _matrix(w2, D, F, F)
     for b in range(B):
         key, value = _matrix(keys + b * C * D, C, D, D), _matrix(values + b * C * D, C, D, D)
-        weight = _attend(q, key, TOKENS, HEADS_PADDED, TOKENS_PADDED)
+        weight = _attend(x0, key, key_biases + b * C, TOKENS, HEADS_PADDED, TOKENS_PADDED)
         x = x0 + tl.dot(tl.reshape(weight, (ROWS, C)).to(value.dtype), value)
         x = _affine(_normalise(x, column, WIDTH)[0], norms, D)
         inner = tl.maximum(tl.dot(x.to(u.dtype), tl.trans(u)) + tl.load(b1 + tl.arange(0, F))[None, :], 0.0)
@@ -173,18 +178,20 @@ def weights_backward(x_rows, out_gradient, first, first_bias, last, first_gradie
 
 
 @triton.jit
-def layer_backward(features, query, keys, values, norms, w1, b1, w2, b2, hidden_gradient, attention_gradient,
-                   features_gradient, scores_gradient, values_gradient, norms_gradient, inputs, outputs_gradient,
+def layer_backward(features, keys, key_biases, values, norms, w1, b1, w2, b2, hidden_gradient, attention_gradient,
+                   features_gradient, scores_gradient, values_gradient, norms_gradient, b2_gradient, inputs, outputs_gradient,
                    N, B, HEADS: tl.constexpr, TOKENS: tl.constexpr, HEADS_PADDED: tl.constexpr, TOKENS_PADDED: tl.constexpr,
                    WIDTH: tl.constexpr, D: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     """Through norms, hidden layer and attention, whose forward values are worked out again, for ROWS surfels and all frames.
 
-    Writes gradients of the features, the scores (N, B, C) and, a part a program and frame, the values (C, D) and norms (4 D;
-    behind them D of b2), and what `weights_backward` needs of the hidden layer: its input and the gradient of its output.
+    Writes gradients of the features, the scores (N, B, C) and, in parts, the values (tiles, B, C, D), norms (tiles, B, ROWS / 16,
+    D, 4) and b2; and what `weights_backward` needs of the hidden layer: its input and the gradient of its output.
     """
     C: tl.constexpr = HEADS_PADDED * TOKENS_PADDED
+    PARTS: tl.constexpr = ROWS // 16
     tile = tl.program_id(0)
     row, column, pair = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, D), tl.arange(0, C)
+    part, kind = tl.arange(0, PARTS), tl.arange(0, 2)[None, None, :]  # weight or bias
     inside = row[:, None] < N
     own = inside & (column[None, :] < WIDTH)
     u, v = _matrix(w1, F, D, D), _matrix(w2, D, F, F)
@@ -192,9 +199,8 @@ def layer_backward(features, query, keys, values, norms, w1, b1, w2, b2, hidden_
     for b in range(B):
         at = (b * N + row).to(tl.int64)[:, None]
         x = tl.load(features + row[:, None] * WIDTH + column[None, :], mask=own, other=0.0)
-        q = tl.load(query + row[:, None] * WIDTH + column[None, :], mask=own, other=0.0)
         key, value = _matrix(keys + b * C * D, C, D, D), _matrix(values + b * C * D, C, D, D)
-        weight = _attend(q, key, TOKENS, HEADS_PADDED, TOKENS_PADDED)
+        weight = _attend(x, key, key_biases + b * C, TOKENS, HEADS_PADDED, TOKENS_PADDED)
         mixing = tl.reshape(weight, (ROWS, C)).to(u.dtype)
         normal1, inverse1 = _normalise(x + tl.dot(mixing, value), column, WIDTH)
         x = _affine(normal1, norms, D)
@@ -203,21 +209,20 @@ def layer_backward(features, query, keys, values, norms, w1, b1, w2, b2, hidden_
         inner = tl.maximum(tl.dot(narrow, tl.trans(u)) + tl.load(b1 + tl.arange(0, F))[None, :], 0.0).to(u.dtype)
         normal2, inverse2 = _normalise(x + tl.dot(inner, tl.trans(v)) + tl.load(b2 + column)[None, :], column, WIDTH)
 
-        norms_part = norms_gradient + (tile * B + b) * 5 * D + column
         gradient = tl.load(hidden_gradient + at * D + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        tl.store(norms_part + 2 * D, tl.sum(gradient * normal2, 0))
-        tl.store(norms_part + 3 * D, tl.sum(gradient, 0))
+        place = ((tile * B + b) * PARTS + part[:, None]) * D + column[None, :]
+        d_norm = tl.join(_column_sums(gradient * normal2), _column_sums(gradient))
+        tl.store(norms_gradient + place[:, :, None] * 4 + 2 + kind, d_norm)
         gradient = _normalise_backward(gradient, normal2, inverse2, norms + 2 * D, WIDTH)
-        tl.store(norms_part + 4 * D, tl.sum(gradient, 0))
+        tl.store(b2_gradient + place, _column_sums(gradient))
         back = gradient.to(u.dtype)
         tl.store(outputs_gradient + at * D + column[None, :], back, mask=inside)
         back = tl.where(inner > 0, tl.dot(back, v), 0.0).to(u.dtype)
         gradient = tl.dot(back, u, gradient)
-        tl.store(norms_part, tl.sum(gradient * normal1, 0))
-        tl.store(norms_part + D, tl.sum(gradient, 0))
+        d_norm = tl.join(_column_sums(gradient * normal1), _column_sums(gradient))
+        tl.store(norms_gradient + place[:, :, None] * 4 + kind, d_norm)
         gradient = _normalise_backward(gradient, normal1, inverse1, norms, WIDTH)
         d_features += gradient
-
         back = gradient.to(u.dtype)
         d_value = tl.dot(tl.trans(back), mixing)  # (D, C)
         tl.store(values_gradient + ((tile * B + b) * C + pair[None, :]) * D + column[:, None], d_value)
@@ -225,7 +230,7 @@ def layer_backward(features, query, keys, values, norms, w1, b1, w2, b2, hidden_
         token = tl.arange(0, TOKENS_PADDED)[None, :]
         mean = tl.load(attention_gradient + at * TOKENS + token, mask=inside & (token < TOKENS), other=0.0) / HEADS
         d_weight += mean[:, None, :]
-        d_scores = weight * (d_weight - tl.sum(weight * d_weight, 2)[:, :, None])
-        place = (row[:, None].to(tl.int64) * B + b) * C + pair[None, :]
-        tl.store(scores_gradient + place, tl.reshape(d_scores, (ROWS, C)), mask=inside)
+        d_scores = tl.reshape(weight * (d_weight - tl.sum(weight * d_weight, 2)[:, :, None]), (ROWS, C)).to(u.dtype)
+        d_features = tl.dot(d_scores, key, d_features)
+        tl.store(scores_gradient + (row[:, None].to(tl.int64) * B + b) * C + pair[None, :], d_scores, mask=inside)
     tl.store(features_gradient + row[:, None] * WIDTH + column[None, :], d_features, mask=own)

@@ -96,41 +96,45 @@ def _launch(name: str, grid, *tensors, **sizes) -> None:
     kernel[grid](*tensors, **sizes, num_warps=warps)
 
 
-def run_forward(features: Tensor, query: Tensor, keys: Tensor, values: Tensor, network: Network, base: Tensor,
-                sizes: tuple[int, ...], keep: bool) -> tuple[list[Tensor], Tensor, Tensor]:  # fmt: skip
+def _pad_tokens(keys: Tensor, biases: Tensor, values: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    padded = _token_sizes(keys)
+    padded = len(keys), padded["HEADS_PADDED"], padded["TOKENS_PADDED"]
+    return _padded(keys, *padded, width), _padded(biases, *padded, dtype=torch.float32), _padded(values, *padded, width)
+
+
+def run_forward(features: Tensor, tokens: tuple[Tensor, Tensor, Tensor], network: Network, base: Tensor,
+                sizes: dict[str, int], keep: bool) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
     """Deformed attributes (B, N, size) each, attention (B, N, T) and, with `keep`, what the backward needs (B, N, D).
 
-    features (N, d) with the bias of the output projection, query (N, d), keys and values (B, h, T, d) that vanish
-    outside their head, scaled and projected; base (N, sum of sizes) is added to the residuals.
+    features (N, d); keys, biases and values of the tokens (TokenAttention.project), the bias of the output projection in the
+    values; base (N, sum of sizes) is added to the residuals.
     """
-    (count, width), (batch, _, tokens, _) = features.shape, keys.shape
-    sizes_of = network.sizes() | _token_sizes(keys)
-    padded = batch, sizes_of["HEADS_PADDED"], sizes_of["TOKENS_PADDED"], sizes_of["D"]
-    outputs = [base.new_empty(batch, count, size) for size in sizes]
-    attention = base.new_empty(batch, count, tokens)
-    hidden = query.new_empty(batch if keep else 0, count, sizes_of["D"])
+    (count, width), (batch, _, kinds, _) = features.shape, tokens[0].shape
+    sizes_of = network.sizes() | _token_sizes(tokens[0])
+    outputs = {name: base.new_empty(batch, count, size) for name, size in sizes.items()}
+    attention = base.new_empty(batch, count, kinds)
+    hidden = base.new_empty(batch if keep else 0, count, sizes_of["D"], dtype=PRODUCTS)
     n = network
     with torch.cuda.device_of(features):
-        _launch("forward", (triton.cdiv(count, TILES["forward"][0]),), features, query, _padded(keys, *padded),
-                _padded(values, *padded), n.norms, n.w1, n.b1, n.w2, n.b2, n.first, n.first_bias, n.last, base, tuple(outputs),
-                attention, hidden, count, batch, **sizes_of, WIDTH=width, SIZES=sizes, KEEP=keep)  # fmt: skip
+        _launch("forward", (triton.cdiv(count, TILES["forward"][0]),), features, *_pad_tokens(*tokens, sizes_of["D"]), n.norms,
+                n.w1, n.b1, n.w2, n.b2, n.first, n.first_bias, n.last, base, tuple(outputs.values()), attention, hidden, count,
+                batch, **sizes_of, WIDTH=width, SIZES=tuple(sizes.values()), KEEP=keep)  # fmt: skip
     return outputs, attention, hidden
 
 
 class _Deform(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, sizes, keep, features, query, keys, values, base, *weights):
-        features, query, base = features.contiguous(), query.to(PRODUCTS).contiguous(), base.contiguous()
-        network = Network.of(*weights)
-        outputs, attention, hidden = run_forward(features, query, keys, values, network, base, sizes, keep)
-        ctx.sizes, ctx.network = sizes, network
-        ctx.save_for_backward(features, query, keys, values, hidden, *weights)
-        return *outputs, attention
+    def forward(ctx, sizes, keep, features, keys, biases, values, base, *weights):
+        features, base, network = features.contiguous(), base.contiguous(), Network.of(*weights)
+        outputs, attention, hidden = run_forward(features, (keys, biases, values), network, base, sizes, keep)
+        ctx.sizes, ctx.network = tuple(sizes.values()), network
+        ctx.save_for_backward(features, keys, biases, values, hidden, *weights)
+        return *outputs.values(), attention
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, *gradients):
-        features, query, keys, values, hidden, *weights = ctx.saved_tensors
+        features, keys, biases, values, hidden, *weights = ctx.saved_tensors
         n, sizes = ctx.network, ctx.network.sizes() | _token_sizes(keys)
         (count, width), batch = features.shape, len(keys)
         gradients, attention_gradient = tuple(g.contiguous() for g in gradients[:-1]), gradients[-1].contiguous()
@@ -147,23 +151,23 @@ class _Deform(torch.autograd.Function):
             d_first, d_first_bias, d_last = _weights_backward(hidden, packed, n.first, n.first_bias, n.last, sizes["W"])
             del packed
             tiles = triton.cdiv(count, TILES["layer_backward"][0])
-            pairs = sizes["HEADS_PADDED"], sizes["TOKENS_PADDED"]
+            tokens = _pad_tokens(keys, biases, values, D)
+            pairs = tokens[1].shape[1:]
             d_features = torch.empty_like(features)
-            d_scores = query.new_empty(count, batch, *pairs)
-            d_values = features.new_empty(tiles, batch, *pairs, D)
-            d_norms = features.new_empty(tiles, batch, 5, D)
+            d_scores = hidden.new_empty(count, batch, *pairs)
+            d_values = features.new_empty(tiles, *tokens[2].shape)
+            parts = tiles, batch, TILES["layer_backward"][0] // 16, D
+            d_norms, d_b2 = features.new_empty(*parts, 4), features.new_empty(parts)
             inputs, d_outputs = torch.empty_like(hidden), torch.empty_like(hidden)
-            key, value = _padded(keys, batch, *pairs, D), _padded(values, batch, *pairs, D)
-            _launch("layer_backward", (tiles,), features, query, key, value, n.norms, n.w1, n.b1, n.w2, n.b2, d_hidden,
-                    attention_gradient, d_features, d_scores, d_values, d_norms, inputs, d_outputs, count, batch,
+            _launch("layer_backward", (tiles,), features, *tokens, n.norms, n.w1, n.b1, n.w2, n.b2, d_hidden, attention_gradient,
+                    d_features, d_scores, d_values, d_norms, d_b2, inputs, d_outputs, count, batch,
                     **_token_sizes(keys), **_pick(sizes, "D", "F"), WIDTH=width)  # fmt: skip
             d_w1, d_b1, d_w2 = _weights_backward(inputs, d_outputs, n.w1, n.b1, n.w2, sizes["F"])
-        d_scores = d_scores.flatten(1)  # (N, B C)
-        d_query = (d_scores @ key.flatten(0, 2))[:, :width].float()
-        d_keys = (d_scores.T @ query).float().view(batch, *pairs, width)
-        d_norms = d_norms.sum((0, 1))
-        d_weights = d_norms[:4], d_w1, d_b1, d_w2, d_norms[4], d_first, d_first_bias, d_last
-        return (None, None, d_features, d_query, _corner(d_keys, keys), _corner(d_values.sum(0), keys), d_base,
+        d_keys = (d_scores.flatten(1).T @ features.to(PRODUCTS)).float().view(batch, *pairs, width)
+        d_biases = d_scores.sum(0, dtype=torch.float32)
+        d_weights = d_norms.sum((0, 1, 2)).T, d_w1, d_b1, d_w2, d_b2.sum((0, 1, 2)), d_first, d_first_bias, d_last
+        d_tokens = _corner(d_keys, keys), _corner(d_biases, biases), _corner(d_values.sum(0), values)
+        return (None, None, d_features, *d_tokens, d_base,
                 *(_corner(gradient, weight) for gradient, weight in zip(d_weights, weights, strict=True)))  # fmt: skip
 
 
@@ -181,21 +185,23 @@ def _weights_backward(x: Tensor, gradient: Tensor, first: Tensor, bias: Tensor, 
     return d_first.sum(0), d_bias.sum(0), d_last.sum(0).T
 
 
-def weights_of(layer, heads, scales: dict[str, float]) -> tuple[Tensor, ...]:
-    """What `Network.of` takes, of a TokenAttention and ResidualHeads, each head's output times its scale."""
+def weights_of(layer, heads, last: Tensor) -> tuple[Tensor, ...]:
+    """What `Network.of` takes, of a TokenAttention, ResidualHeads and the weight of their joined last layers."""
     norms = torch.stack([layer.norm_attention.weight, layer.norm_attention.bias, layer.norm_hidden.weight, layer.norm_hidden.bias])
-    last = torch.block_diag(*(scales.get(name, 1.0) * head.weight for name, head in heads.last.items()))
     inner, outer = layer.hidden[0], layer.hidden[2]
     return norms, inner.weight, inner.bias, outer.weight, outer.bias, heads.first.weight, heads.first.bias, last
 
 
-def deform(layer, heads, features: Tensor, tokens: Tensor, base: dict[str, Tensor],
-           scales: dict[str, float]) -> tuple[dict[str, Tensor], Tensor]:  # fmt: skip
-    """base[name] (N, size) + scale of it x what its head says of (N, d) features and (B, T, d) tokens -> (B, N, size) each,
-    and attention (B, N, T)."""
-    keys, values = layer.keys_and_values(tokens)
-    columns = [base[name] + scales.get(name, 1.0) * head.bias for name, head in heads.last.items()]
-    sizes = tuple(column.shape[1] for column in columns)
-    *outputs, attention = _Deform.apply(sizes, torch.is_grad_enabled(), features + layer.out.bias, layer.query(features), keys,
-                                        values, torch.cat(columns, 1), *weights_of(layer, heads, scales))  # fmt: skip
-    return dict(zip(heads.last, outputs, strict=True)), attention
+def project(layer, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys, biases and values of (B, T, d) tokens; weights of a head sum to 1, so the values can carry the output bias."""
+    keys, biases, values = layer.project(tokens)
+    return keys, biases, values + layer.out.bias / layer.heads
+
+
+def deform(layer, heads, features: Tensor, tokens: Tensor, base: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    """base[name] (N, size) plus what its head says of (N, d) features and (B, T, d) tokens -> (B, N, size) each, and
+    attention (B, N, T)."""
+    last, bias = heads.joined()
+    *outputs, attention = _Deform.apply(heads.sizes, torch.is_grad_enabled(), features, *project(layer, tokens),
+                                        heads.join(base) + bias, *weights_of(layer, heads, last))  # fmt: skip
+    return dict(zip(heads.sizes, outputs, strict=True)), attention

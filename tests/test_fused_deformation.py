@@ -7,7 +7,7 @@ from test_model import conditions
 
 import scene.deformation
 from scene.attention import TokenAttention
-from scene.deformation import SCALES, ResidualHeads
+from scene.deformation import ResidualHeads
 from scene.tri_plane import TriPlane
 
 WHY = "triton is not installed (torch's CUDA builds for Linux bring it)"
@@ -19,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def case(width=32, heads=2, tokens=4, hidden=32, units=16, batch=2, count=75, outputs=None, seed=0):
     torch.manual_seed(seed)
     outputs = outputs or {"xyz": 3, "scaling": 2, "rotation": 4, "opacity": 1, "sh": 12}
-    layer, network = TokenAttention(width, heads, hidden, 0.0), ResidualHeads(width, units, outputs)
+    layer, network = TokenAttention(width, heads, hidden, 0.0), ResidualHeads(width, units, outputs, {"xyz": 0.1})
     for parameter in (*layer.parameters(), *network.parameters()):
         torch.nn.init.normal_(parameter, std=0.3)
     leaves = {name: torch.randn(count, size) for name, size in outputs.items()}
@@ -30,11 +30,11 @@ def case(width=32, heads=2, tokens=4, hidden=32, units=16, batch=2, count=75, ou
 
 def plain(layer, network, leaves):
     x, attention = layer(leaves["features"], leaves["tokens"])
-    return {name: leaves[name] + SCALES.get(name, 1.0) * value for name, value in network(x).items()}, attention
+    return {name: leaves[name] + value for name, value in network(x).items()}, attention
 
 
 def fused(layer, network, leaves):
-    return fused_deformation.deform(layer, network, leaves["features"], leaves["tokens"], leaves, SCALES)
+    return fused_deformation.deform(layer, network, leaves["features"], leaves["tokens"], leaves)
 
 
 def outputs_and_gradients(run, layer, network, leaves):
