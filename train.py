@@ -57,7 +57,9 @@ class Trainer:
         if memory.plan(config, share, w.width * w.height, self.data.bytes, self.device, self.team.leader):
             self.data.hold()
         self.held_out = TrainingSet(reader, few, config.part, self.device, w).hold() if few else None
-        self.perceptual = PerceptualLoss(config.perceptual_net).to(self.device) if config.lambda_perceptual else None
+        precision = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        perceptual = PerceptualLoss(config.perceptual_net, precision=precision) if config.lambda_perceptual else None
+        self.perceptual = perceptual and perceptual.to(self.device)
         self.regions, self.neighbours = AttentionRegions(read_face(reader).points.numpy()), Neighbours()
         self.aux = ("depth", "normal") * bool(config.lambda_normal) + ("distortion",) * bool(config.lambda_distortion)
         self.captured = Captured(self.step, self.device)

@@ -31,6 +31,7 @@ def test_sound_that_comes_late_or_is_another_is_noticed(tmp_path):
 
 def test_a_program_is_watched_to_its_end_and_its_failure_is_told():
     printed, seconds, memory = long.watched([long.sys.executable, "-c", "import time; time.sleep(0.5); print('done')"], every=0.1)
-    assert printed == "done\n" and seconds > 0.4 and len(memory) >= 2 and (memory[:, 1] > 1).all()
+    assert printed == "done\n" and seconds > 0.4 and len(memory) >= 2
+    assert (memory[1:, 1] > 1).all()  # the first look may find a process that has not begun
     with pytest.raises(UserError, match="status 3"):
         long.watched([long.sys.executable, "-c", "raise SystemExit(3)"], every=0.1)

@@ -53,9 +53,10 @@ def test_a_real_clip_is_usable_or_refused_with_the_true_reason(shared, name):
 def test_the_table_names_every_clip_with_its_outcome(shared):
     assert {path.stem for path in (shared / "videos").glob("*.mp4")} == set(OUTCOMES)
     document = (Path(__file__).parents[1] / "docs" / "preprocessing.md").read_text()
-    rows = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in document.splitlines() if line.startswith("| ")}
+    cells = [[cell.strip() for cell in line.split("|")[1:3]] for line in document.splitlines() if line.startswith("| ")]
+    rows = {name: outcome for name, outcome in cells if outcome in ("usable", "refused")}
     for name, outcome in OUTCOMES.items():
-        assert rows[name] == ("usable" if isinstance(outcome, int) else "refused"), name
+        assert rows.get(name) == ("usable" if isinstance(outcome, int) else "refused"), name
 
 
 @pytest.mark.skipif(not os.environ.get("SGT_SLOW"), reason="half an hour; set SGT_SLOW=1")

@@ -84,11 +84,13 @@ class PerceptualLoss(nn.Module):
 
     "alex" is small and fast, "vgg" slower and finer. Differentiable with respect to x; the weights are frozen. The
     features of an unchanging target may be kept: `y` may be what `features(target)` gave. Sides of at least 48 pixels.
+    `precision` is that of the convolutions: training on a GPU takes torch.bfloat16.
     Raises UserError if the weights cannot be had or do not fit.
     """
 
-    def __init__(self, net: str = "alex", weights: Path | None = None):
+    def __init__(self, net: str = "alex", weights: Path | None = None, precision: torch.dtype = torch.float32):
         super().__init__()
+        self.precision = precision
         self.network = _Network({"alex": _alex_slices, "vgg": _vgg_slices}[net]())
         weights = model_store.fetch(f"stlpips_{net}") if weights is None else Path(weights)
         try:
@@ -96,15 +98,17 @@ class PerceptualLoss(nn.Module):
         except Exception as error:  # torch.load and load_state_dict raise many kinds; all mean one thing here
             raise UserError(f"{weights} does not hold the ST-LPIPS weights ({type(error).__name__}); delete it and run "
                             f"python -m utils.model_store fetch stlpips_{net}") from error  # fmt: skip
+        self.network.net.to(precision, memory_format=torch.channels_last)
         self.eval().requires_grad_(False)
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Five maps (B, C, h, w) of (B, 3, H, W) in [0, 1], each pixel's channels of length 1."""
         x = (2 * x - 1 - self.network.scaling_layer.shift) / self.network.scaling_layer.scale
-        maps = []
+        x, maps = x.to(self.precision, memory_format=torch.channels_last), []
         for layers in self.network.net.children():
             x = layers(x)
-            maps.append(x / (x.square().sum(1, keepdim=True) + 1e-12).sqrt())
+            values = x.float()
+            maps.append(values / (values.square().sum(1, keepdim=True) + 1e-12).sqrt())
         return maps
 
     def forward(self, x: Tensor, y: Tensor | list[Tensor]) -> Tensor:
