@@ -36,7 +36,7 @@ from utils.image import read_rgb
 from utils.pose import euler_to_matrix, matrix_to_euler
 from utils.progress import progress
 
-VERSION = 2  # 2: fewer, more rigid tracks
+VERSION = 3  # 2: fewer, more rigid tracks; 3: tracks on hair and ears too
 # All pixel figures are for a picture side of 512 and scale with it.
 TRACK_NOISE = 0.35  # px, before the clip has shown each track's own, which is held within
 NOISE_BOUNDS = (0.1, 1.0)
@@ -44,7 +44,6 @@ NOISE_FACTOR = 2.0  # neighbouring frames err alike, and skin is not bone: more 
 ROBUST = 1.0  # deviations at which the Cauchy loss turns
 INDEPENDENT = 40  # neighbouring tracks err together: all of a frame are as informative as about so many independent ones,
 INDEPENDENT_FRAMES = 50  # and to the structure a clip says no more than so many frames
-ANCHOR = 0.05  # dm, of a keypoint about the tracker's surface
 FOCAL_DEVIATION = 0.02  # of the logarithm, about the tracker's
 POSE_DEVIATION = (np.radians(3), 0.3)  # of a pose about the tracker's: rad, dm
 MOTION_DEVIATION = 0.1  # px a frame squared; halves 6 Hz tremor of tenths of a pixel, leaves nods and all that is larger
@@ -152,9 +151,12 @@ def facts(bundle: Bundle, start: Bundle, tracks: Tracks, rigid: np.ndarray, ids:
 
 
 class BundleProblem:
-    """Reprojection errors of tracks of `noise` (K,) px, with `start` as the prior. not `free_structure`: points, focal stay."""
+    """Reprojection errors of tracks of `noise` (K,) px, with `start` as the prior, its points within `anchors` (K,) dm.
 
-    def __init__(self, start: Bundle, pixels: np.ndarray, visible: np.ndarray, noise: np.ndarray, centre: np.ndarray,
+    not `free_structure`: points and focal stay.
+    """
+
+    def __init__(self, start: Bundle, pixels: np.ndarray, visible: np.ndarray, noise: np.ndarray, anchors: np.ndarray, centre: np.ndarray,
                  motion: SmoothMotion | None, free_structure: bool = True):  # fmt: skip
         self.start, self.pixels, self.visible, self.centre, self.motion = start, pixels, visible, centre, motion
         self.free_structure = free_structure
@@ -162,7 +164,8 @@ class BundleProblem:
         self.noise = noise
         self.share = min(1.0, INDEPENDENT / max(1, len(start.points)))
         structure = max(1.0, len(pixels) / INDEPENDENT_FRAMES) * self.share
-        self.anchor, self.focal_precision = structure / ANCHOR**2, max(1.0, len(pixels) / INDEPENDENT_FRAMES) / FOCAL_DEVIATION**2
+        self.anchor = structure / anchors[:, None] ** 2
+        self.focal_precision = max(1.0, len(pixels) / INDEPENDENT_FRAMES) / FOCAL_DEVIATION**2
         self.pose_precision = np.repeat(np.array(POSE_DEVIATION) ** -2.0, 3)
         self.bounds = np.array(FOCAL_BOUNDS) * side / REFERENCE_SIDE
 
@@ -181,7 +184,7 @@ class BundleProblem:
 
     def cost(self, bundle: Bundle) -> float:
         data = sum(cauchy(self.squared(bundle, frames), ROBUST)[0].sum() for frames in self.chunks())
-        prior = self.anchor * ((bundle.points - self.start.points) ** 2).sum()
+        prior = (self.anchor * (bundle.points - self.start.points) ** 2).sum()
         prior += self.focal_precision * np.log(bundle.focal / self.start.focal) ** 2
         prior += (self.pose_precision * self.from_start(bundle.poses) ** 2).sum()
         return 0.5 * float(self.share * data + prior) + (self.motion.cost(bundle.poses) if self.motion else 0.0)
@@ -191,7 +194,7 @@ class BundleProblem:
         pose = np.tile(np.diag(self.pose_precision), (len(self.pixels), 1, 1))
         pose_gradient = self.pose_precision * self.from_start(bundle.poses)
         border = np.zeros((len(self.pixels), 6, shared))
-        point = np.tile(self.anchor * np.eye(3), (count, 1, 1))
+        point = self.anchor[..., None] * np.eye(3)
         point_gradient = self.anchor * (bundle.points - self.start.points)
         point_focal, focal = np.zeros((count, 3)), self.focal_precision
         focal_gradient = self.focal_precision * np.log(bundle.focal / self.start.focal)
@@ -239,7 +242,7 @@ def adjust(start: Bundle, tracks: Tracks, ids: np.ndarray, centre: np.ndarray, e
     def solve(bundle: Bundle, frames: np.ndarray, free_structure: bool = True) -> Bundle:
         motion = SmoothMotion(ids[frames], bundle.poses, bundle.focal, MOTION_DEVIATION * side)
         pixels, visible = tracks.pixels[frames][:, keep], tracks.visible[frames][:, keep]
-        problem = BundleProblem(bundle, pixels, visible, noise, centre, motion, free_structure)
+        problem = BundleProblem(bundle, pixels, visible, noise, tracks.anchors[keep], centre, motion, free_structure)
         return levenberg_marquardt(problem, bundle, 15, 1e-4, each)
 
     look = some[:: max(1, len(some) // 300)]

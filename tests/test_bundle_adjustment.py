@@ -54,7 +54,8 @@ def scene():
     pixels = project(points, poses, FOCAL, CENTRE) + random.normal(0, 0.3, (100, 80, 2))
     wrong = random.random((100, 80)) < 0.05
     pixels[wrong] += random.normal(0, 15, (wrong.sum(), 2))
-    tracks = Tracks(pixels.astype(np.float32), random.random((100, 80)) > 0.1, points + random.normal(0, 0.02, points.shape), [0])
+    guess = points + random.normal(0, 0.02, points.shape)
+    tracks = Tracks(pixels.astype(np.float32), random.random((100, 80)) > 0.1, guess, np.full(80, 0.05), [0])
     start = Bundle(shaken(poses, random), tracks.points, FOCAL * 1.01)
     return poses, points, tracks, start
 

@@ -15,6 +15,7 @@ CLASS_NAMES = (
     "earring", "nose", "mouth", "upper_lip", "lower_lip", "neck", "necklace", "cloth", "hair", "hat",
 )  # fmt: skip
 BACKGROUND, SKIN, MOUTH, UPPER_LIP, LOWER_LIP, NECK, NECKLACE, CLOTH, HAIR, HAT = 0, 1, 11, 12, 13, 14, 15, 16, 17, 18
+EARS = (7, 8)
 FACE_CLASSES = tuple(range(1, 14))
 HEAD_CLASSES = FACE_CLASSES + (HAIR, HAT)
 NECK_CLASSES = (NECK, NECKLACE)

@@ -10,7 +10,7 @@ import numpy as np
 from data_utils.face_tracking.fit import REFERENCE_SIDE, Fit
 from data_utils.face_tracking.surface import subdivide, vertex_normals
 from data_utils.pose_solver import Poses, project
-from utils.constants import FACE_CLASSES
+from utils.constants import EARS, FACE_CLASSES, HAIR, HEAD_CLASSES
 from utils.dataset_folder import DatasetFolder
 from utils.image import read_parsing, read_rgb
 
@@ -19,6 +19,8 @@ REFERENCE_SPACING = np.radians(6.0)  # a view further than this from every refer
 CANDIDATES = 12  # frames whose sharpness is compared
 KEYPOINTS = 500  # at most, over all references
 KEYPOINT_SPACING = 5  # px at 512
+OUTLINE = 8  # px at 512: so near to the outline of the head pictures show now this hair, now that
+FACE_ANCHOR, HAIR_ANCHOR = 0.05, 0.5  # dm, deviation of a keypoint about its first guess: hair has no surface yet
 RIGID_SHARE = 0.5  # of the vertices around a pixel that must be rigid for a keypoint there
 DENSE_ENOUGH = 10_000  # triangles: a coarser face is subdivided, so that its outline and slopes are smooth
 MARGIN = 24  # px at 512 around the rigid region
@@ -35,6 +37,7 @@ class Reference:
     keypoints: np.ndarray  # (K, 2) crop pixels
     points: np.ndarray  # (K, 3) dm, of the keypoints
     normals: np.ndarray  # (K, 3) outward
+    anchors: np.ndarray  # (K,) dm, how far the points may be off
 
     def map_to(self, pose: Poses, focal: float, centre: np.ndarray) -> np.ndarray:
         """(h, w, 2) float32: where each crop pixel's surface point lies in a frame of that pose (one frame), OpenCV pixels."""
@@ -90,7 +93,11 @@ def _sharpness(folder: DatasetFolder, frame: int, middle: np.ndarray) -> float:
 
 
 def make_reference(fit: Fit, folder: DatasetFolder, ids: np.ndarray, frame: int, centre: np.ndarray, keypoints: int) -> Reference:
-    """Prepare the reference at index `frame` with at most `keypoints` well-textured points of the rigid region."""
+    """Prepare the reference at index `frame` with at most `keypoints` well-textured points of the rigid region.
+
+    A third of them lie on hair and ears, where there are any: the front of a face is nearly flat and its skin moves, so that alone
+    it leaves the head's turn in doubt by half a degree. Their depth is a guess that bundle adjustment mends.
+    """
     image = read_rgb(folder.frame(int(ids[frame])))
     scale = max(image.shape[:2]) / REFERENCE_SIDE
     points, faces = fit.vertices(slice(frame, frame + 1))[0], fit.model.triangles
@@ -105,7 +112,9 @@ def make_reference(fit: Fit, folder: DatasetFolder, ids: np.ndarray, frame: int,
     pose = fit.poses[frame : frame + 1]
     pixels = project(points, pose, fit.focal, centre)[0] - 0.5
 
-    region = pixels[rigid[:, 0] > 0.5]
+    parsing = read_parsing(folder.parsing(int(ids[frame]))) if folder.parsing(int(ids[frame])).exists() else None
+    bone = _hair_and_ears(parsing, scale)
+    region = np.concatenate([pixels[rigid[:, 0] > 0.5], np.argwhere(bone)[:, ::-1]])
     low = np.maximum(np.floor(region.min(0) - MARGIN * scale), 0).astype(int)
     high = np.minimum(np.ceil(region.max(0) + MARGIN * scale) + 1, image.shape[1::-1]).astype(int)
     size = tuple(high - low)
@@ -115,20 +124,38 @@ def make_reference(fit: Fit, folder: DatasetFolder, ids: np.ndarray, frame: int,
     front = facing[faces].all(1)
     surface, covered = _rasterise(local, points, toward[:, 2], faces[front], size)
     mask, _ = _rasterise(local, np.repeat(rigid, 3, 1), toward[:, 2], faces[front], size)
-    allowed = (covered & (mask[..., 0] > RIGID_SHARE)).astype(np.uint8)
-    parsing = folder.parsing(int(ids[frame]))
-    if parsing.exists():  # hair over the forehead and hands are not bone
-        skin = np.isin(read_parsing(parsing), FACE_CLASSES)[low[1] : high[1], low[0] : high[0]]
-        allowed &= skin.astype(np.uint8)
-    allowed = cv2.erode(allowed, np.ones((3, 3), np.uint8), iterations=max(1, round(2 * scale)))
+    inside = slice(low[1], high[1]), slice(low[0], high[0])
+    allowed = covered & (mask[..., 0] > RIGID_SHARE)
+    if parsing is not None:  # hair over the forehead and hands are not bone
+        allowed &= np.isin(parsing, FACE_CLASSES)[inside]
+    allowed = _eroded(allowed, 2 * scale)
 
-    crop = np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]])
+    crop = np.ascontiguousarray(image[inside])
     grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
-    found = cv2.goodFeaturesToTrack(grey, keypoints, 0.005, KEYPOINT_SPACING * scale, mask=allowed, blockSize=7)
-    found = np.zeros((0, 2), np.float32) if found is None else found[:, 0]
+
+    def textured(mask: np.ndarray, most: int) -> np.ndarray:
+        found = cv2.goodFeaturesToTrack(grey, most, 0.005, KEYPOINT_SPACING * scale, mask=mask.astype(np.uint8), blockSize=7)
+        return np.zeros((0, 2), np.float32) if found is None else found[:, 0]
+
+    on_bone = textured(bone[inside] & ~allowed, keypoints // 3) if bone.any() else np.zeros((0, 2), np.float32)
+    on_face = textured(allowed, keypoints - len(on_bone))
+    found = np.concatenate([on_face, on_bone])
+    anchors = np.repeat([FACE_ANCHOR, HAIR_ANCHOR], [len(on_face), len(on_bone)])
     at = tuple(np.round(found).astype(int).T[::-1])
     everywhere = _continued(surface, covered, pose, fit.focal, centre - low)
-    return Reference(frame, low, crop, everywhere, found, surface[at], normals[_nearest(local, found)])
+    return Reference(frame, low, crop, everywhere, found, everywhere[at], normals[_nearest(local, found)], anchors)
+
+
+def _hair_and_ears(parsing: np.ndarray | None, scale: float) -> np.ndarray:
+    """(H, W) bool: hair and ears away from the head's outline, which turns with the view."""
+    if parsing is None:
+        return np.zeros((1, 1), bool)
+    head = _eroded(np.isin(parsing, HEAD_CLASSES), OUTLINE * scale)
+    return head & _eroded(np.isin(parsing, (HAIR, *EARS)), 2 * scale)
+
+
+def _eroded(mask: np.ndarray, reach: float) -> np.ndarray:
+    return cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=max(1, round(reach)), borderValue=0) > 0
 
 
 def _rasterise(pixels: np.ndarray, values: np.ndarray, depth: np.ndarray, faces: np.ndarray,

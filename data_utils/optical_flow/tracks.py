@@ -33,6 +33,7 @@ class Tracks:
     pixels: np.ndarray  # (F, K, 2) float32 px (centres at +0.5)
     visible: np.ndarray  # (F, K) bool
     points: np.ndarray  # (K, 3) dm: where the tracker's surface has them
+    anchors: np.ndarray  # (K,) dm: how far they may be from there
     references: list[int]  # indices of the reference frames among the valid ones
 
 
@@ -59,7 +60,8 @@ def track(fit: Fit, folder: DatasetFolder, ids: np.ndarray, centre: np.ndarray, 
         for indices, result in zip(batches, ordered_map(follow, batches), strict=True):
             pixels[indices], visible[indices] = result
             bar.update(len(indices))
-    return Tracks(pixels, visible, np.concatenate([reference.points for reference in references]), chosen)
+    points, anchors = (np.concatenate([getattr(reference, name) for reference in references]) for name in ("points", "anchors"))
+    return Tracks(pixels, visible, points, anchors, chosen)
 
 
 def _follow(reference: Reference, images: list[np.ndarray], poses: Poses, focal: float, centre: np.ndarray, flow,
