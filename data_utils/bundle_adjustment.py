@@ -156,8 +156,8 @@ class BundleProblem:
     not `free_structure`: points and focal stay.
     """
 
-    def __init__(self, start: Bundle, pixels: np.ndarray, visible: np.ndarray, noise: np.ndarray, anchors: np.ndarray, centre: np.ndarray,
-                 motion: SmoothMotion | None, free_structure: bool = True):  # fmt: skip
+    def __init__(self, start: Bundle, pixels: np.ndarray, visible: np.ndarray, noise: np.ndarray, anchors: np.ndarray,
+                 centre: np.ndarray, motion: SmoothMotion | None, free_structure: bool = True):  # fmt: skip
         self.start, self.pixels, self.visible, self.centre, self.motion = start, pixels, visible, centre, motion
         self.free_structure = free_structure
         side = centre.max() * 2
