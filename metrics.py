@@ -39,7 +39,8 @@ from utils.progress import progress
 from utils.syncnet import load_syncnet, scores
 
 BATCH = 4
-BEHIND = {"none": "torso and background plate", "original": "the filmed frame (--paste original)"}
+BEHIND = {"none": "torso and background plate", "headless": "the filmed torso and background (--paste headless)",
+          "original": "the filmed frame (--paste original)"}  # fmt: skip
 RING = 6  # half width of the neck ring, pixels at 512
 # name, unit, better; the rest of a line of the table is the value
 TABLE = (

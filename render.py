@@ -196,7 +196,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--still_frame_code", action="store_true", help="hold the frame code at the first frame: steadier")
     parser.add_argument("--feather", type=float, default=FEATHER, help="softness of the head's edge, pixels at 512 (%(default)s)")
     parser.add_argument("--paste", choices=PASTES, default="none", help="put the head on: none, the body over the background "
-                        "plate; original, the filmed frame; full, the whole source video (%(default)s)")  # fmt: skip
+                        "plate; headless, the filmed frame without its head; original, the filmed frame; full, the whole source "
+                        "video (%(default)s)")  # fmt: skip
     parser.add_argument("--background", help="a picture file, a colour (#rrggbb, white, ...) or green, in place of the background")
     parser.add_argument("--alpha", nargs="?", choices=("prores", "png"), const="prores", help="leave the background out: ProRes "
                         "4444 .mov (prores, the default) or a PNG sequence (png)")  # fmt: skip

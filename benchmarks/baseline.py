@@ -21,6 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from gaussian_renderer.paste import Backdrops
 from scene.cameras import intrinsics
 from scene.initial_points import read_face
 from scene.talking_dataset_readers import TalkingDatasetReader
@@ -64,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("-m", "--model_path", type=Path, help="folder to write (model/<name>_nearest, or _own_head)")
     parser.add_argument("--part", choices=("face", "head"), default="head", help="what the training frame gives (%(default)s)")
     parser.add_argument("--own_head", action="store_true", help="paste each frame's own head: the limit that the backdrop sets")
+    parser.add_argument("--paste", choices=("none", "headless"), default="headless", help="over the filmed torso and background "
+                        "(headless), or over the torso and the still plate (none) (%(default)s)")  # fmt: skip
     parser.add_argument("--audio_encoder", default="auto", help="which aud_<encoder>.npy says what is near (%(default)s)")
     args = parser.parse_args(argv)
     reader = TalkingDatasetReader(args.source_path, args.audio_encoder)
@@ -72,12 +75,13 @@ def main(argv: list[str] | None = None) -> None:
     (folder / "frames.json").unlink(missing_ok=True)
     val = reader.splits["val"]
     given = val if args.own_head else nearest_frames(reader)
+    backdrops = Backdrops(reader, args.part, args.paste)
     for k, (i, j) in enumerate(zip(val, progress(given, label="pasting"), strict=True)):
         mask = np.isin(reader.parsing(j), PART_CLASSES[args.part])[..., None]
-        write_rgb(folder / "renders" / f"{k:05d}.png", np.where(mask, reader.image(j), reader.backdrop(i)))
+        write_rgb(folder / "renders" / f"{k:05d}.png", np.where(mask, reader.image(j), backdrops[i]))
         write_rgb(folder / "gt" / f"{k:05d}.png", reader.image(i))
     write_json(folder / "frames.json", {
-        "ids": val, "iteration": 0, "part": args.part, "feather": 0.0, "paste": "none",
+        "ids": val, "iteration": 0, "part": args.part, "feather": 0.0, "paste": args.paste,
         "source_path": str(reader.folder.root.resolve()), "audio_encoder": reader.encoder,
     })  # fmt: skip
     print(f"{folder}: {len(val)} frames; next: python metrics.py -m {folder.parents[1]}")

@@ -5,7 +5,8 @@
 
 Prints milliseconds a step of each stage as the training loop runs it (on a GPU as a CUDA graph), the same step taken apart,
 forward and backward together (on a GPU every part as a graph of its own), peak memory, and how good the held-out frames are:
-head over the true torso and plate against the raw frames, as metrics.py measures it (without the landmarks).
+head over the true torso and background against the raw frames, as metrics.py measures frames of `render.py --paste headless`, but
+without landmarks.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What lies behind the rendered head, frame by frame, and how the head is put on it.
 
 * none: the body without its head over the clip's background plate, or over another background
+* headless: the filmed frame with its head taken out: true body and background, which may move, and behind the head the above
 * original: the frame as it was filmed; only around the jaw, which moves differently now, the body without its head
 * full: the same within the whole picture of the source video, back through crop.json
 """
@@ -24,9 +25,9 @@ from utils.files import read_json
 from utils.image import read_rgb
 from utils.video import FrameReader
 
-PASTES = ("none", "original", "full")
+PASTES = ("none", "headless", "original", "full")
 GREEN = "#00ff00"
-JAW_REACH = 8  # pixels at 512 around the filmed jaw that are taken from the body without its head
+REACH = 8  # pixels at 512 around the filmed head or jaw that are taken from the body without its head
 KEY_EDGE = 4.0  # softness at 512 of the person's edge when cut out of the filmed background
 UPPER_LIP = 51  # of the 68 landmarks: what lies higher does not move with the jaw
 
@@ -109,8 +110,8 @@ class Backdrops:
         """(H, W, 3 or, keyed, 4) uint8 of frame `i`."""
         if self.paste == "none":
             return self._body(i)
-        behind, weight = self._body(i), self._jaw(i)
-        if self.paste == "original":
+        behind, weight = self._body(i), self._replaced(i)
+        if self.paste != "full":
             return _mix(self.reader.image(i), behind, weight)
         picture = self._source[i][: self.place.height, : self.place.width].copy()
         p = self.place
@@ -127,15 +128,16 @@ class Backdrops:
             return np.zeros((*plate.shape[:2], 4), np.uint8) if self.keyed else plate
         return self.reader.torso(i) if self.keyed else self.reader.backdrop(i)
 
-    def _jaw(self, i: int) -> np.ndarray:
-        """(H, W) float32 in [0, 1]: 1 on the filmed lower face and just around it, where the original must not show."""
+    def _replaced(self, i: int) -> np.ndarray:
+        """(H, W) float32 in [0, 1]: 1 on the filmed lower face, or the whole head, and just around it: it must not show."""
         classes = self.reader.parsing(i)
-        reach = max(1, round(JAW_REACH * classes.shape[1] / IMAGE_SIZE))
-        head = np.isin(classes, PART_CLASSES["face"]).astype(np.uint8)
-        lip = int(np.clip(self.reader.landmarks(i)[UPPER_LIP, 1], 0, len(classes) - 1))
-        head[:lip] = 0
+        reach = max(1, round(REACH * classes.shape[1] / IMAGE_SIZE))
+        gone = np.isin(classes, PART_CLASSES[self.part if self.paste == "headless" else "face"]).astype(np.uint8)
+        if self.paste != "headless":
+            lip = int(np.clip(self.reader.landmarks(i)[UPPER_LIP, 1], 0, len(classes) - 1))
+            gone[:lip] = 0
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-        return cv2.GaussianBlur(cv2.dilate(head, kernel).astype(np.float32), (0, 0), max(0.5, reach / 3))
+        return cv2.GaussianBlur(cv2.dilate(gone, kernel).astype(np.float32), (0, 0), max(0.5, reach / 3))
 
 
 def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -40,9 +40,11 @@ def shaken(poses: Poses, random: np.random.Generator, angle: float = 0.01, shift
     return poses.moved(random.normal(0, 1, (len(poses.translation), 6)) * ([angle] * 3 + [shift] * 3))
 
 
-def degrees(a: Poses, b: Poses) -> float:
-    """RMS angle between two clips' rotations."""
-    return float(np.degrees(np.sqrt((Rotation.from_matrix(a.rotation @ b.rotation.transpose(0, 2, 1)).magnitude() ** 2).mean())))
+def degrees(a: Poses, b: Poses, aligned: bool = False) -> float:
+    """RMS angle between two clips' rotations; `aligned`: after the one rotation of the whole that fits best."""
+    turn = Rotation.from_matrix(a.rotation @ b.rotation.transpose(0, 2, 1))
+    turn = turn.mean().inv() * turn if aligned else turn
+    return float(np.degrees(np.sqrt((turn.magnitude() ** 2).mean())))
 
 
 @pytest.fixture
@@ -193,7 +195,7 @@ def test_a_long_clip_takes_structure_from_some_frames_and_poses_from_all(scene, 
     monkeypatch.setattr(bundle_adjustment, "STRUCTURE_FRAMES", 30)
     bundle, _ = adjust(start, tracks, np.arange(100), CENTRE)
     assert bundle.poses.rotation.shape == (100, 3, 3)
-    assert degrees(bundle.poses, poses) < 0.3
+    assert degrees(bundle.poses, poses, aligned=True) < 0.15  # where the whole points to is the guess's doing
 
 
 def test_poses_are_stored_in_metres_and_dropped_frames_are_interpolated(tmp_path):

@@ -60,6 +60,16 @@ def test_around_the_head_the_filmed_frame_shows_and_under_the_jaw_the_body_witho
     assert jaw.sum() > 50 and np.abs(pasted[jaw].astype(int) - body[jaw]).mean() < 2  # no second chin
 
 
+def test_a_headless_frame_shows_all_that_was_filmed_but_the_head(dataset):  # noqa: F811
+    reader = TalkingDatasetReader(dataset)
+    pasted, filmed, body = Backdrops(reader, "head", "headless")[9], reader.image(9), reader.backdrop(9)
+    head = np.isin(reader.parsing(9), (*range(1, 14), 17, 18))
+    assert head.sum() > 500 and np.abs(pasted[head].astype(int) - body[head]).max() <= 2
+    far = cv2.dilate(head.astype(np.uint8), np.ones((13, 13), np.uint8)) == 0
+    assert far.sum() > 500
+    np.testing.assert_array_equal(pasted[far], filmed[far])
+
+
 def test_a_head_the_size_it_was_filmed_pasted_into_the_source_video_changes_nothing_beside_it(tmp_path, dataset):  # noqa: F811
     folder, video = source_video(tmp_path, dataset)
     reader = TalkingDatasetReader(folder.root)
