@@ -150,4 +150,4 @@ def fused_network(deformation: Deformation, device: torch.device):
         return None
     from scene import fused_deformation
 
-    return fused_deformation if fused_deformation.holds(deformation) else None
+    return fused_deformation if fused_deformation.holds(deformation, device) else None

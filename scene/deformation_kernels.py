@@ -107,8 +107,8 @@ def forward(features, keys, key_biases, values, norms, w1, b1, w2, b2, first, fi
         out = rest
         for i in tl.range(0, BLOCKS, num_stages=STAGES):
             bias = tl.load(first_bias + i * W + tl.arange(0, W))
-            inner = tl.maximum(tl.dot(x, tl.trans(_matrix(first + i * W * D, W, D, D))) + bias[None, :], 0.0)
-            out = tl.dot(inner.to(x.dtype), tl.trans(_matrix(last + i * W, O, W, BLOCKS * W)), out)
+            units = tl.maximum(tl.dot(x, tl.trans(_matrix(first + i * W * D, W, D, D))) + bias[None, :], 0.0)
+            out = tl.dot(units.to(x.dtype), tl.trans(_matrix(last + i * W, O, W, BLOCKS * W)), out)
         tl.store(pointer[None, :] + at * size[None, :], out, mask=stored)
         head, token = tl.arange(0, HEADS_PADDED), tl.arange(0, TOKENS_PADDED)[None, :]
         mean = tl.sum(tl.where(head[None, :, None] < HEADS, weight, 0.0), 1) / HEADS

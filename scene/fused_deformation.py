@@ -22,12 +22,21 @@ TILES = {"forward": (64, 4, 3), "gather": (64, 4, 1), "heads_backward": (64, 4, 
          "layer_backward": (64, 4, 1)}  # fmt: skip
 
 
-def holds(deformation) -> bool:
-    """Whether the kernels can run this network: one attention layer, no active dropout, not too wide."""
+def holds(deformation, device: torch.device) -> bool:
+    """Whether the kernels can run this network on the device: one attention layer, no active dropout, not too wide."""
     layer = deformation.attention[0]
-    widths = layer.query.in_features, layer.hidden[0].out_features
     dropout = layer.dropout.p > 0 and deformation.training
-    return len(deformation.attention) == 1 and not dropout and max(widths) <= LARGEST
+    fits = layer.query.in_features <= _on_chip(device)[1] and layer.hidden[0].out_features <= LARGEST
+    return len(deformation.attention) == 1 and not dropout and fits
+
+
+def _on_chip(device: torch.device) -> tuple[int, int]:
+    """Most rows of a tile of `layer_backward`, which needs the most memory, and widest model that fit on chip.
+
+    By the sizes that Triton's compiler reports; a processor has 227 KiB (H100), 163 (A100) or 99 (GeForce RTX 30 and 40).
+    """
+    kib = torch.cuda.get_device_properties(device).shared_memory_per_block_optin / 1024 if device.type == "cuda" else 227
+    return (64, LARGEST) if kib >= 180 else (64, 64) if kib >= 125 else (32, 64)
 
 
 def _power(size: int) -> int:
@@ -92,7 +101,7 @@ def _pick(sizes: dict[str, int], *names: str) -> dict[str, int]:
 def _launch(name: str, grid, *tensors, **sizes) -> None:
     rows, warps, stages = TILES[name]
     kernel = getattr(kernels, name)
-    sizes |= {"ROWS": rows} | ({"STAGES": stages} if "STAGES" in kernel.arg_names else {})
+    sizes = {"ROWS": rows} | sizes | ({"STAGES": stages} if "STAGES" in kernel.arg_names else {})
     kernel[grid](*tensors, **sizes, num_warps=warps)
 
 
@@ -150,17 +159,18 @@ class _Deform(torch.autograd.Function):
                     n.last, d_hidden, rows, BLOCKS=sizes["BLOCKS"], **block)  # fmt: skip
             d_first, d_first_bias, d_last = _weights_backward(hidden, packed, n.first, n.first_bias, n.last, sizes["W"])
             del packed
-            tiles = triton.cdiv(count, TILES["layer_backward"][0])
+            tile = min(TILES["layer_backward"][0], _on_chip(features.device)[0])
+            tiles = triton.cdiv(count, tile)
             tokens = _pad_tokens(keys, biases, values, D)
             pairs = tokens[1].shape[1:]
             d_features = torch.empty_like(features)
             d_scores = hidden.new_empty(count, batch, *pairs)
             d_values = features.new_empty(tiles, *tokens[2].shape)
-            parts = tiles, batch, TILES["layer_backward"][0] // 16, D
+            parts = tiles, batch, tile // 16, D
             d_norms, d_b2 = features.new_empty(*parts, 4), features.new_empty(parts)
             inputs, d_outputs = torch.empty_like(hidden), torch.empty_like(hidden)
             _launch("layer_backward", (tiles,), features, *tokens, n.norms, n.w1, n.b1, n.w2, n.b2, d_hidden, attention_gradient,
-                    d_features, d_scores, d_values, d_norms, d_b2, inputs, d_outputs, count, batch,
+                    d_features, d_scores, d_values, d_norms, d_b2, inputs, d_outputs, count, batch, ROWS=tile,
                     **_token_sizes(keys), **_pick(sizes, "D", "F"), WIDTH=width)  # fmt: skip
             d_w1, d_b1, d_w2 = _weights_backward(inputs, d_outputs, n.w1, n.b1, n.w2, sizes["F"])
         d_keys = (d_scores.flatten(1).T @ features.to(PRODUCTS)).float().view(batch, *pairs, width)

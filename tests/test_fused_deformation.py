@@ -1,7 +1,12 @@
 """The fused deformation and tri-plane against the plain ones, their reference: compiled on a GPU, else in Triton's interpreter."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import ROOT
 from test_inference import NAMES, head
 from test_model import conditions
 
@@ -107,5 +112,14 @@ def test_a_head_deforms_the_same_fused_or_not_in_training_and_rendering(monkeypa
 
 @pytest.mark.parametrize("change", [{"layers": 2}, {"dropout": 0.1}, {"ffn_hidden": 200}])
 def test_a_network_that_the_kernels_cannot_hold_stays_in_plain_torch(change):
-    assert fused_deformation.holds(head().deformation)
-    assert not fused_deformation.holds(head(**change).deformation)
+    assert fused_deformation.holds(head().deformation, torch.device(DEVICE))
+    assert not fused_deformation.holds(head(**change).deformation, torch.device(DEVICE))
+
+
+def test_the_kernels_compile_for_a_gpu_of_99_kib_at_the_shapes_of_the_recipes():
+    """Triton's interpreter runs what its compiler refuses."""
+    command = [sys.executable, ROOT / "tests" / "compile_triton.py", ROOT / "arguments" / "fast.py", ROOT / "arguments" / "custom.py"]
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("layer_backward") == 2

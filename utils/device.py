@@ -51,5 +51,6 @@ def _triton_is_installed() -> bool:
 
 
 def runs_triton(device: torch.device) -> bool:
-    """Whether fused kernels written in Triton run here: on a GPU (torch's CUDA builds for Linux bring Triton)."""
-    return device.type == "cuda" and _triton_is_installed()
+    """Whether fused kernels written in Triton run here: on a GPU that multiplies bfloat16 (compute capability 8.0; torch's CUDA
+    builds for Linux bring Triton)."""
+    return device.type == "cuda" and _triton_is_installed() and torch.cuda.get_device_capability(device) >= (8, 0)
