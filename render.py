@@ -29,6 +29,7 @@ from gaussian_renderer import render_batch
 from gaussian_renderer.compositing import from_bytes, map_bytes, to_bytes
 from gaussian_renderer.outputs import Clip, Outputs
 from gaussian_renderer.paste import PASTES, Backdrops, put_on
+from gaussian_renderer.replay import Replayed
 from gaussian_renderer.transfer import DeviceBackdrops, Download
 from scene import TalkingHead, load_avatar
 from scene.cameras import enlarged
@@ -122,8 +123,7 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
 
     Returns False if Ctrl-C ended it early (what was drawn is kept), True otherwise.
     """
-
-    behind = DeviceBackdrops(backdrops, device)
+    behind, draw = DeviceBackdrops(backdrops, device), Replayed(draw, device)
 
     def load(start: int):
         ids = clip.pose_ids[start : start + batch]

@@ -4,8 +4,9 @@
     python benchmarks/speed.py --surfels 50000 --size 512     # a random head of that many surfels, if there is none
     python benchmarks/speed.py --surfels 20000 --configs arguments/fast.py --batch 4
 
-Parts are timed alone, synchronised, as medians; "network + raster" is both together, "to memory" the pipeline of render.py
-without encoder, "to mp4" all of it, sound included. With -m the result also goes to <model>/speed.json, which metrics.py quotes.
+Parts are timed alone, synchronised, as medians; "network + raster" is both together, on a GPU as one graph, as render.py draws;
+"to memory" is the pipeline of render.py without encoder, "to mp4" all of it, sound included. With -m the result also goes to
+<model>/speed.json, which metrics.py quotes.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from gaussian_renderer import render_batch, render_surfels
 from gaussian_renderer.compositing import from_bytes, to_bytes
 from gaussian_renderer.outputs import Clip, Outputs
 from gaussian_renderer.paste import Backdrops, put_on
+from gaussian_renderer.replay import Replayed
 from gaussian_renderer.transfer import Download
 from render import render_clip
 from scene import TalkingHead, embedding_width, load_avatar
@@ -154,8 +156,10 @@ def measure(head: TalkingHead, reader, device: torch.device, batch: int, frames:
         row["composite, to host"] = timer(
             lambda: Download(to_bytes(put_on(drawn.rgb, drawn.alpha, behind, 0.0, backdrops.place))).arrays()
         )
-        both = {attention: timer(lambda a=attention: render_batch(head, conditions, *size, attention=a))
-                for attention in (False, True)}  # fmt: skip
+        both = {}
+        for attention in (False, True):
+            draw = Replayed(functools.partial(render_batch, head, width=size[0], height=size[1], attention=attention), device)
+            both[attention] = timer(lambda draw=draw: draw(conditions))
     row = {name: 1000 * seconds / batch for name, seconds in row.items()}
     speed = {"network + raster": batch / both[False], "network + raster, attention": batch / both[True]}
     draw = functools.partial(render_batch, head, width=size[0], height=size[1])

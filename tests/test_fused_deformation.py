@@ -118,7 +118,8 @@ def test_a_network_that_the_kernels_cannot_hold_stays_in_plain_torch(change):
 
 def test_the_kernels_compile_for_a_gpu_of_99_kib_at_the_shapes_of_the_recipes():
     """Triton's interpreter runs what its compiler refuses."""
-    command = [sys.executable, ROOT / "tests" / "compile_triton.py", ROOT / "arguments" / "fast.py", ROOT / "arguments" / "custom.py"]
+    recipes = (ROOT / "arguments" / name for name in ("fast.py", "custom.py"))
+    command = [sys.executable, ROOT / "tests" / "compile_triton.py", *recipes]
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

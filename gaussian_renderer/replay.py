@@ -1,0 +1,54 @@
+"""Drawing without the cost of launching it: on a GPU the kernels of a batch are recorded once and replayed as one CUDA graph.
+
+A frame alone is launched from Python in longer time than a GPU draws it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import torch
+from diff_surfel_rasterization import graph_overflowed
+from torch import Tensor
+
+from gaussian_renderer import Rendering
+from scene.condition import Conditions
+
+
+class Replayed:
+    """`draw` (Conditions -> Rendering) of batches of one size. What a call returns is overwritten by the next.
+
+    The first batch settles the sizes of the rasterizer's lists and is drawn plainly, like batches of another size (a clip's last),
+    batches whose surfels outgrow the recorded lists, and all on a CPU. Waits until a replayed batch is drawn: only then is it
+    known that the lists were long enough.
+    """
+
+    def __init__(self, draw: Callable[[Conditions], Rendering], device: torch.device):
+        self._draw, self._device = draw, device
+        self._size: int | None = None  # frames of a batch
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, conditions: Conditions) -> Rendering:
+        first, self._size = self._size is None, self._size or len(conditions.view)
+        if first or self._device.type != "cuda" or len(conditions.view) != self._size:
+            return self._draw(conditions)
+        given = _tensors(conditions)
+        if self._graph is None:
+            self._inputs = dataclasses.replace(conditions, **{name: value.clone() for name, value in given.items()})
+            self._graph = torch.cuda.CUDAGraph()
+            # thread_local: the threads that decode pictures may pin memory meanwhile
+            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+                self._drawn = self._draw(self._inputs)
+        for name, value in _tensors(self._inputs).items():
+            value.copy_(given[name], non_blocking=True)
+        self._graph.replay()
+        torch.cuda.current_stream(self._device).synchronize()
+        if graph_overflowed():
+            self._graph = None
+            return self._draw(conditions)
+        return self._drawn
+
+
+def _tensors(conditions: Conditions) -> dict[str, Tensor]:
+    return {field.name: getattr(conditions, field.name) for field in dataclasses.fields(conditions)}
