@@ -1,11 +1,12 @@
 """Drawing without the cost of launching it: on a GPU the kernels of a batch are recorded once and replayed as one CUDA graph.
 
-A frame alone is launched from Python in longer time than a GPU draws it.
+A frame alone takes longer to launch from Python than a GPU takes to draw it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -26,20 +27,17 @@ class Replayed:
 
     def __init__(self, draw: Callable[[Conditions], Rendering], device: torch.device):
         self._draw, self._device = draw, device
+        self._records = device.type == "cuda"
         self._size: int | None = None  # frames of a batch
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, conditions: Conditions) -> Rendering:
         first, self._size = self._size is None, self._size or len(conditions.view)
-        if first or self._device.type != "cuda" or len(conditions.view) != self._size:
+        if first or not self._records or len(conditions.view) != self._size:
+            return self._draw(conditions)
+        if self._graph is None and not self._record(conditions):
             return self._draw(conditions)
         given = _tensors(conditions)
-        if self._graph is None:
-            self._inputs = dataclasses.replace(conditions, **{name: value.clone() for name, value in given.items()})
-            self._graph = torch.cuda.CUDAGraph()
-            # thread_local: the threads that decode pictures may pin memory meanwhile
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-                self._drawn = self._draw(self._inputs)
         for name, value in _tensors(self._inputs).items():
             value.copy_(given[name], non_blocking=True)
         self._graph.replay()
@@ -48,6 +46,21 @@ class Replayed:
             self._graph = None
             return self._draw(conditions)
         return self._drawn
+
+    def _record(self, conditions: Conditions) -> bool:
+        self._inputs = dataclasses.replace(conditions, **{name: value.clone() for name, value in _tensors(conditions).items()})
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # thread_local: the threads that decode pictures may pin memory meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._drawn = self._draw(self._inputs)
+        except RuntimeError as error:
+            warnings.warn(f"drawing cannot be recorded as a CUDA graph here ({error}); it goes on, launched kernel by kernel, more "
+                          "slowly where few frames are drawn at once", RuntimeWarning, stacklevel=3)  # fmt: skip
+            self._records = False
+            return False
+        self._graph = graph
+        return True
 
 
 def _tensors(conditions: Conditions) -> dict[str, Tensor]:
