@@ -16,7 +16,7 @@ from utils.image import read_parsing
 from utils.video import read_frames
 
 SMALL = (
-    "--configs arguments/fast.py --iterations 1000 --coarse_iterations 150 --densify_from 50 --densify_until 300 "
+    "--configs arguments/fast.py --iterations 1700 --coarse_iterations 150 --densify_from 50 --densify_until 300 "
     "--densify_interval 50 --batch_size 2 --seed_points 2000 --max_points 6000"
 ).split()
 
@@ -82,6 +82,6 @@ def test_running_the_commands_again_does_no_work_twice(demo):
     said = program("data_utils/process.py", data / "demo.mp4", "--size", 128)
     assert "up to date" in said
     assert before == {path: path.stat().st_mtime_ns for path in (data / "ori_imgs").iterdir()}
-    trained = (model / "point_cloud" / "iteration_1000" / "point_cloud.ply").read_bytes()
+    trained = (model / "point_cloud" / "iteration_1700" / "point_cloud.ply").read_bytes()
     program("train.py", "-s", data, "--model_path", model, *SMALL)
-    assert (model / "point_cloud" / "iteration_1000" / "point_cloud.ply").read_bytes() == trained
+    assert (model / "point_cloud" / "iteration_1700" / "point_cloud.ply").read_bytes() == trained
