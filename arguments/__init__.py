@@ -1,4 +1,5 @@
-"""Settings: four groups of defaults, an optional Python file of overrides, the command line. Later beats earlier.
+"""Settings: four groups of defaults, a Python file of overrides (custom.py unless another is named), the command line. Later
+beats earlier.
 
 The merged settings are written to <model>/cfg_args as the text of an argparse Namespace (SIBR reads it too) and read back
 with ast: nothing a user was handed is ever executed.
@@ -16,6 +17,7 @@ from utils.errors import UserError
 from utils.files import write_bytes
 
 TOKENS = ("audio", "expression", "camera", "frame", "null")
+WINNER = Path(__file__).with_name("custom.py")
 DEFORMABLE = ("xyz", "scaling", "rotation", "opacity", "sh")
 
 
@@ -125,11 +127,13 @@ def _literal(text: str):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add every setting as a flag. Flags that are not given stay out of the Namespace, so that --configs can sit between."""
+    usual = read_config_file(WINNER)
     for group_class in GROUPS:
         group = parser.add_argument_group(group_class.__name__, group_class.__doc__)
         for f in dataclasses.fields(group_class):
             names = [f"--{f.name}"] + ([f.metadata["short"]] if "short" in f.metadata else [])
-            kwargs = {"dest": f.name, "default": argparse.SUPPRESS, "help": f"{f.metadata['help']} ({f.default!r})"}
+            text = f"{f.metadata['help']} ({usual.get(f.name, f.default)!r})"
+            kwargs = {"dest": f.name, "default": argparse.SUPPRESS, "help": text}
             if isinstance(f.default, bool):
                 kwargs["action"] = argparse.BooleanOptionalAction
             elif isinstance(f.default, tuple):
@@ -137,7 +141,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             else:
                 kwargs |= {"type": type(f.default), "choices": f.metadata.get("choices")}
             group.add_argument(*names, **kwargs)
-    parser.add_argument("--configs", help="Python file of NAME = value lines that override the defaults (arguments/custom.py)")
+    parser.add_argument("--configs", help="Python file of NAME = value lines (arguments/custom.py, whose values stand above)")
 
 
 def read_config_file(path: str | Path) -> dict:
@@ -166,10 +170,9 @@ def read_config_file(path: str | Path) -> dict:
 def merge(command_line: argparse.Namespace) -> argparse.Namespace:
     """defaults < --configs < command line. Raises UserError if a value is none of a setting's choices."""
     given = dict(vars(command_line))
-    configs = given.pop("configs", None)
+    configs = given.pop("configs", None) or WINNER
     values = {f.name: f.default for group in GROUPS for f in dataclasses.fields(group)}
-    values |= read_config_file(configs) if configs else {}
-    values |= given
+    values |= read_config_file(configs) | given
     for f in (f for group in GROUPS for f in dataclasses.fields(group) if f.metadata.get("choices")):
         chosen = values[f.name] if isinstance(f.default, tuple) else (values[f.name],)
         if not chosen or not set(chosen) <= set(f.metadata["choices"]):

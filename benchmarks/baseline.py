@@ -7,7 +7,8 @@
 Rule: for each held-out frame, the training frame with the least sum of squares of (a) how far the head's pose moves its face on
 the picture, in units of 2 pixels at 512, and (b) the distance of the speech features of rows i-1 .. i+1 (standardised), in
 units of the median distance between a held-out frame and the training frame whose sound is nearest. Its head (the classes of
-parsing/) is cut out and put over the held-out frame's own torso and background (--paste none: over the still plate), as a rendering is.
+parsing/) is cut out and put over the held-out frame's own torso and background, as a rendering is (--paste none: over the still
+plate).
 """
 
 from __future__ import annotations
