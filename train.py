@@ -111,8 +111,6 @@ class Trainer:
         self.watch: Watch | None = None
         self.captured.forget()
 
-    # -- one step ------------------------------------------------------------------------------------------------
-
     def draw(self, conditions: Conditions, attention: bool = False) -> Rendering:
         surfels = self.head.canonical() if self.stage == "coarse" else self.head(conditions)
         w = self.data.window
@@ -177,8 +175,6 @@ class Trainer:
             self.captured.forget()
             self.watch = None  # there are more terms to look at
 
-    # -- the loop ------------------------------------------------------------------------------------------------
-
     def fit(self) -> None:
         """Train to the last iteration, with checkpoints on the way; the result is saved for render.py."""
         c, path = self.config, self.scene.model_path
@@ -204,12 +200,9 @@ class Trainer:
 
     def check(self) -> None:
         """Raises UserError if a loss or the gradient has become NaN or infinite since the stage began."""
-        if self.watch is not None and (found := self.watch.found()) is not None:
-            row, name, value = found
-            frames = [self.data.ids[k] for k in self.schedule.all_rows[row].tolist()]
-            what = name if name == "gradient" else f"{name} loss"
-            raise UserError(f"the {what} is {value} at iteration {self.schedule.first + row}, frames {frames}; the last checkpoint "
-                            f"in {self.scene.model_path} is intact: lower the learning rates and resume")  # fmt: skip
+        if self.watch is not None:
+            rows = self.schedule.all_rows
+            self.watch.check(self.schedule.first, lambda k: [self.data.ids[i] for i in rows[k].tolist()], self.scene.model_path)
 
     @torch.no_grad()
     def report(self, log: TrainingLog | None) -> None:

@@ -23,7 +23,6 @@ from utils.constants import IMAGE_SIZE, PART_CLASSES
 from utils.errors import UserError
 from utils.files import read_json
 from utils.image import read_rgb
-from utils.video import FrameReader
 
 PASTES = ("none", "headless", "original", "full")
 GREEN = "#00ff00"
@@ -89,6 +88,8 @@ class Backdrops:
             self._open_source()
 
     def _open_source(self) -> None:
+        from utils.video import FrameReader  # brings PyAV, which the other ways do without
+
         crop = read_json(self.reader.folder.require(self.reader.folder.crop))
         path = Path(crop.get("video", ""))
         if not path.is_file():

@@ -11,7 +11,6 @@ import torch
 
 from scene.cameras import intrinsics
 from scene.condition import Conditions, audio_windows
-from utils.audio import load_audio
 from utils.constants import BLINK_COLUMNS, DM_PER_M, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
@@ -134,6 +133,8 @@ class TalkingDatasetReader:
 
     def sound(self, ids: list[int]) -> np.ndarray:
         """(S,) float32 at 16 kHz: the 640 samples of each frame one after the other, so that gaps in `ids` stay in sync."""
+        from utils.audio import load_audio  # brings PyAV, which training does without
+
         samples = load_audio(self.folder.require(self.folder.audio))
         starts = SAMPLES_PER_FRAME * self.audio_rows[ids].numpy()
         index = starts[:, None] + np.arange(SAMPLES_PER_FRAME)

@@ -1,6 +1,7 @@
 """What is expected of surfels whatever the pictures say: attention by region, smooth motion, few and small surfels."""
 
 import argparse
+import dataclasses
 
 import numpy as np
 import pytest
@@ -87,6 +88,11 @@ def test_small_surfels_and_a_head_that_moves_as_one_cost_nothing():
         getattr(canonical, name)[None] for name in ("rotation", "opacity", "sh")))  # fmt: skip
     terms = surfel_losses(config(lambda_scale=1.0, lambda_motion=1.0), canonical, drawn, neighbours)
     assert terms["scale"].item() == 0 and terms["motion"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_head_that_does_not_deform_has_no_motion_to_smooth():
+    copied = dataclasses.replace(surfels(), xyz=surfels().xyz.clone())  # as a benchmark takes a coarse step apart
+    assert surfel_losses(config(lambda_motion=1.0), surfels(), copied, Neighbours()) == {}
 
 
 def test_embeddings_of_neighbours_are_drawn_together():

@@ -327,3 +327,10 @@ def test_every_part_trains_on_its_own_classes_and_is_drawn(dataset, tmp_path, pa
     drawn = render_batch(head, batch.conditions, data.window.width, data.window.height)
     assert drawn.alpha[batch.mask].mean() > drawn.alpha[~batch.mask].mean() + 0.4
     assert (drawn.surfels.xyz[0].amin(0) >= head.deformation.tri_plane.box[0] - 0.2).all()  # the box holds what is modelled
+
+
+def test_training_and_its_benchmarks_need_neither_pyav_nor_mediapipe():
+    """A machine lent for its GPU may have neither."""
+    code = ("import sys; sys.modules |= {'av': None, 'mediapipe': None}; sys.path.insert(0, '.'); "
+            "import train, benchmarks.train, benchmarks.search")  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -89,7 +89,7 @@ def surfel_losses(config, canonical: Surfels, drawn: Surfels, neighbours: Neighb
         terms["opacity"] = config.lambda_opacity * drawn.opacity.sigmoid().mean()
     if config.lambda_scale:
         terms["scale"] = config.lambda_scale * (drawn.scaling.exp() - LARGE).relu().mean()
-    if config.lambda_motion and drawn.xyz is not canonical.xyz:
+    if config.lambda_motion and drawn.xyz.dim() == 3:  # (B, N, 3): deformed
         motion = drawn.xyz - canonical.xyz
         terms["motion"] = config.lambda_motion * (motion - motion[:, neighbours.draw(canonical.xyz)]).abs().mean()
     if config.lambda_embedding and canonical.embedding is not None:

@@ -1,9 +1,14 @@
-"""The first step whose loss is no number: noticed on the device, asked for when the host has time."""
+"""The first step whose loss or gradient is no number: noticed on the device, asked for when the host has time."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from torch import Tensor
+
+from utils.errors import UserError
 
 
 class Watch:
@@ -23,9 +28,12 @@ class Watch:
         self._values.copy_(torch.where(first, values, self._values))
         self.bad.copy_((now | (self.bad > 0)).float())
 
-    def found(self) -> tuple[int, str, float] | None:
-        """(counter, name, value) of the first NaN or infinity, or None. Waits for the device."""
+    def check(self, first: int, frames: Callable[[int], list[int]], model_path: Path) -> None:
+        """Raises UserError if there was such a step; waits for the device. Counter 0 is iteration `first`, and `frames(counter)`
+        are the ids that a step saw."""
         if not float(self.bad):
-            return None
-        wrong = int((~self._values.isfinite()).nonzero()[0])
-        return int(self._row), self.names[wrong], float(self._values[wrong])
+            return
+        row, wrong = int(self._row), int((~self._values.isfinite()).nonzero()[0])
+        what = self.names[wrong] if self.names[wrong] == "gradient" else f"{self.names[wrong]} loss"
+        raise UserError(f"the {what} is {float(self._values[wrong])} at iteration {first + row}, frames {frames(row)}; the last "
+                        f"checkpoint in {model_path} is intact: lower the learning rates and resume")  # fmt: skip
