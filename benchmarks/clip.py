@@ -78,7 +78,7 @@ def main() -> None:
     commands = {
         "process": ["data_utils/process.py", str(data / "clip.mp4"), "--size", args.size],
         "train": ["train.py", "-s", str(data), "--model_path", str(model), "--configs", args.configs],
-        "render test": ["render.py", "-m", str(model), "--skip_train"],
+        "render test": ["render.py", "-m", str(model), "--skip_train", "--paste", "headless"],
         "metrics": ["metrics.py", "-m", str(model)],
         "render speech": ["render.py", "-m", str(model), "--custom_aud", str(args.speech)],
     }
