@@ -4,7 +4,8 @@
 // (X, Y, Z) and pixels counted from the projected mean, its homography has the rows (a,b,0), (c,d,0), (e,f,Z):
 //   a = fx (S_u.x - S_u.z X/Z), b = fx (S_v.x - S_v.z X/Z), c, d likewise in y, e = S_u.z, f = S_v.z.
 // Inverting it gives the ray-plane intersection as eight numbers (Record). Nothing large is ever subtracted, which keeps float32
-// exact enough far from the image centre.
+// exact enough far from the image centre. One cancellation is in the nature of things: the inverse divides by the cosine between
+// line of sight and normal, small for a surfel seen edge-on. That one number is computed in twice the precision (sight).
 #pragma once
 #include <cmath>
 #include "types.h"
@@ -36,6 +37,23 @@ template <class T> SURFEL_FN Camera<T> load_camera(const T* view, const T* K) {
   return cam;
 }
 
+// Where the camera is, for make_frame: -R^-1 t. R is taken as given, a rotation up to rounding only, so its cofactors are not R.
+template <class T> SURFEL_FN void place_eye(Camera<T>& cam) {
+  const T* const t = cam.translation;
+  double m[9], volume = 0;
+  for (int i = 0; i < 9; i++) m[i] = cam.rotation[i];
+  const double cofactors[9] = {m[4] * m[8] - m[5] * m[7], m[5] * m[6] - m[3] * m[8], m[3] * m[7] - m[4] * m[6],
+                               m[7] * m[2] - m[8] * m[1], m[8] * m[0] - m[6] * m[2], m[6] * m[1] - m[7] * m[0],
+                               m[1] * m[5] - m[2] * m[4], m[2] * m[3] - m[0] * m[5], m[0] * m[4] - m[1] * m[3]};
+  for (int i = 0; i < 3; i++) volume += m[i] * cofactors[i];
+  for (int i = 0; i < 3; i++) {
+    const double eye = -(cofactors[i] * t[0] + cofactors[3 + i] * t[1] + cofactors[6 + i] * t[2]) / volume;
+    cam.eye[i] = T(eye);
+    cam.eye_low[i] = T(eye - cam.eye[i]);
+  }
+  cam.volume = T(volume);
+}
+
 template <class T> SURFEL_FN T smaller(T a, T b) { return b < a ? b : a; }
 template <class T> SURFEL_FN T larger(T a, T b) { return a < b ? b : a; }
 template <class T> SURFEL_FN T absolute(T a) { return a < T(0) ? -a : a; }
@@ -48,12 +66,50 @@ template <class T> SURFEL_FN void add_transposed(const T* m, const T* v, T* out)
   for (int i = 0; i < 3; i++) out[i] += m[i] * v[0] + m[3 + i] * v[1] + m[6 + i] * v[2];
 }
 
+// A number in twice the precision of T: the sum of its parts. Products and sums of rounded numbers are exact but for T's last bits
+// squared. nvcc must not fuse a product with a sum that follows: `rounded` forbids it.
+#ifdef __CUDA_ARCH__
+SURFEL_FN float rounded(float a, float b) { return __fmul_rn(a, b); }
+SURFEL_FN double rounded(double a, double b) { return __dmul_rn(a, b); }
+#else
+template <class T> SURFEL_FN T rounded(T a, T b) { return a * b; }
+#endif
+template <class T> struct Twice {
+  T high, low;
+  friend SURFEL_FN Twice operator+(const Twice& a, const Twice& b) {
+    const T s = a.high + b.high, part = s - a.high;
+    return {s, (a.high - (s - part)) + (b.high - part) + (a.low + b.low)};
+  }
+};
+template <class T> SURFEL_FN Twice<T> product(T a, T b) {
+  const T p = rounded(a, b);
+  return {p, std::fma(a, b, -p)};
+}
+template <class T> SURFEL_FN Twice<T> product(const Twice<T>& a, const Twice<T>& b) {
+  Twice<T> p = product(a.high, b.high);
+  p.low += a.high * b.low + a.low * b.high;
+  return p;
+}
+
+// (mean - eye) . normal |q|^2, that is depth times the cosine at which the surfel is seen, for a quaternion of any length.
+template <class T> SURFEL_FN T sight(const Camera<T>& cam, const T* mean, const T* q) {
+  const T w = q[0], x = q[1], y = q[2], z = q[3];
+  const Twice<T> half_x = product(x, z) + product(w, y), half_y = product(y, z) + product(-w, x);
+  const Twice<T> normal[3] = {half_x + half_x, half_y + half_y,
+                              (product(w, w) + product(-x, x)) + (product(z, z) + product(-y, y))};
+  Twice<T> sum = {T(0), T(0)};
+  for (int i = 0; i < 3; i++)
+    sum = sum + product(Twice<T>{mean[i], T(0)} + Twice<T>{-cam.eye[i], -cam.eye_low[i]}, normal[i]);
+  return sum.high + sum.low;
+}
+
 // The surfel in camera space: what projection computes and its gradient needs again.
 template <class T> struct Frame {
   T q[4], inverse_norm;              // unit quaternion
   T tu[3], tv[3], normal[3];         // unit axes, camera space
   T p[3], ix, iy;                    // centre; X/Z, Y/Z
   T a, b, c, d, e, f, det;           // homography; det = ad - bc
+  T sight;                           // p . normal
   T box;                             // 9 (e^2 + f^2) - Z^2, the denominator of the 3-sigma box
 };
 
@@ -82,14 +138,16 @@ template <class T> SURFEL_FN bool make_frame(const Camera<T>& cam, const SurfelI
   o.d = cam.fy * sv * (o.tv[1] - o.tv[2] * o.iy);
   o.e = su * o.tu[2];
   o.f = sv * o.tv[2];
-  o.det = o.a * o.d - o.b * o.c;
+  o.sight = dot3(o.p, o.normal);
+  const T distance2 = dot3(o.p, o.p);
+  if (o.sight * o.sight < T(0.01) * distance2) o.sight = sight(cam, in.mean, q) * (o.inverse_norm * o.inverse_norm);
+  o.det = cam.fx * cam.fy * cam.volume * su * sv * o.sight / o.p[2];
   o.box = 9 * (o.e * o.e + o.f * o.f) - o.p[2] * o.p[2];
   // Seen edge-on, a surfel covers no pixel (its depth is 0 wherever it is defined); det is proportional to the cosine tested here.
-  const T edge = dot3(o.p, o.normal);
-  return edge * edge > T(1e-12) * dot3(o.p, o.p) && absolute(o.det) > T(0) && o.box != T(0);
+  return o.sight * o.sight > T(1e-12) * distance2 && absolute(o.det) > T(0) && o.box != T(0);
 }
 
-template <class T> SURFEL_FN T facing(const Frame<T>& o) { return dot3(o.p, o.normal) > T(0) ? T(-1) : T(1); }
+template <class T> SURFEL_FN T facing(const Frame<T>& o) { return o.sight > T(0) ? T(-1) : T(1); }
 
 // Pixel range of the box {u^2 + v^2 <= r2} of the surfel: centre offset and half extents squared, from the projected mean.
 template <class T> SURFEL_FN void level_box(const Frame<T>& o, T r2, T denominator, T* offset, T* half2) {
@@ -174,44 +232,42 @@ SURFEL_FN void project_backward(const Camera<T>& cam, const SurfelInput<T>& in, 
   const T inv = T(1) / o.det, z = o.p[2], a = o.a, b = o.b, c = o.c, d = o.d, e = o.e, f = o.f;
   const T m00 = z * d * inv, m01 = -z * b * inv, m10 = -z * c * inv, m11 = z * a * inv;
   const T g0 = (c * f - d * e) * inv, g1 = (e * b - f * a) * inv;
-  const T h0 = sums[0], h1 = sums[3], h2 = sums[6];
-  const T dm00 = sums[1], dm01 = sums[2], dm10 = sums[4], dm11 = sums[5], dg0 = sums[7], dg1 = sums[8];
-  const T ox = sums[9], oy = sums[10];
-  const T dcx = ox - (m00 * h0 + m10 * h1 + g0 * h2), dcy = oy - (m01 * h0 + m11 * h1 + g1 * h2);
-  // record -> homography
-  const T ddet = -inv * (dm00 * m00 + dm01 * m01 + dm10 * m10 + dm11 * m11 + dg0 * g0 + dg1 * g1);
-  T da = inv * (z * dm11 - f * dg1) + ddet * d, db = inv * (e * dg1 - z * dm01) - ddet * c;
-  T dc = inv * (f * dg0 - z * dm10) - ddet * b, dd = inv * (z * dm00 - e * dg0) + ddet * a;
-  T de = inv * (b * dg1 - d * dg0), df = inv * (c * dg0 - a * dg1);
-  T dz = inv * (d * dm00 - b * dm01 - c * dm10 + a * dm11) + sums[12];
-  // low-pass centre -> homography
-  const T k = 9 / o.box, lx = k * (a * e + b * f), ly = k * (c * e + d * f), dbox = -(lx * ox + ly * oy) / o.box;
-  da += k * e * ox;
-  db += k * f * ox;
-  dc += k * e * oy;
-  dd += k * f * oy;
-  de += k * (a * ox + c * oy) + 18 * e * dbox;
-  df += k * (b * ox + d * oy) + 18 * f * dbox;
-  dz -= 2 * z * dbox;
-  // homography -> camera-space tangents and centre
-  const T fa = cam.fx * da, fb = cam.fx * db, fc = cam.fy * dc, fd = cam.fy * dd;
+  const T h0 = sums[0], h1 = sums[3], h2 = sums[6], ox = sums[9], oy = sums[10];
+  // The plane. For a pixel's ray p/Z + r, r = (x'/fx, y'/fy, 0), and sight s = p . n, the record says
+  //   w = 1 + Z (n . r)/s,  u w = Z/s_u (t_u . r - (n . r) (t_u . p)/s),  v w likewise.
+  // Differentiated in this form the large terms of a surfel seen edge-on, those of 1/s, stand together: through a..f they cancel.
+  const T *tu = o.tu, *tv = o.tv, *n = o.normal, *p = o.p;
+  const T kx = z / cam.fx, ky = z / cam.fy, per_z = T(1) / z, per_s = T(1) / o.sight;
+  const T per_u = T(1) / in.scale[0], per_v = T(1) / in.scale[1];
+  const T r0[2] = {kx * sums[1], ky * sums[2]}, r1[2] = {kx * sums[4], ky * sums[5]}, r2[2] = {kx * sums[7], ky * sums[8]};
+  const T n0 = per_u * per_s * (r0[0] * n[0] + r0[1] * n[1]), n1 = per_v * per_s * (r1[0] * n[0] + r1[1] * n[1]);
+  const T n2 = per_s * (r2[0] * n[0] + r2[1] * n[1]), pu = dot3(p, tu) * per_s, pv = dot3(p, tv) * per_s;
+  const T ds = n0 * pu + n1 * pv - n2 * per_s;
+  const T along_u = m00 * sums[1] + m01 * sums[2], along_v = m10 * sums[4] + m11 * sums[5];    // -dL/d(log scale)
+  // The low-pass centre: through the homography, in which nothing is small.
+  const T k = 9 / o.box, lx = k * (a * e + b * f), ly = k * (c * e + d * f), dbox = -(lx * ox + ly * oy) * k * T(1.0 / 9);
+  const T fa = cam.fx * k * e * ox, fb = cam.fx * k * f * ox, fc = cam.fy * k * e * oy, fd = cam.fy * k * f * oy;
+  const T de = k * (a * ox + c * oy) + 18 * e * dbox, df = k * (b * ox + d * oy) + 18 * f * dbox;
   const T dsu[3] = {fa, fc, de - o.ix * fa - o.iy * fc}, dsv[3] = {fb, fd, df - o.ix * fb - o.iy * fd};
-  const T sx = dcx - e * da - f * db, sy = dcy - e * dc - f * dd;
-  out.screen[0] = sx * T(0.5) * width;
-  out.screen[1] = sy * T(0.5) * height;
-  T dp[3] = {cam.fx * sx / z, cam.fy * sy / z, T(0)};
-  dp[2] = dz - o.ix * dp[0] - o.iy * dp[1];
+  // The projected mean, of both.
+  const T sx = ox - (m00 * h0 + m10 * h1 + g0 * h2) - k * (e * e + f * f) * ox;
+  const T sy = oy - (m01 * h0 + m11 * h1 + g1 * h2) - k * (e * e + f * f) * oy;
+  T dp[3] = {cam.fx * sx * per_z, cam.fy * sy * per_z, T(0)}, gu[3] = {}, gv[3] = {}, gn[3] = {}, tmp[3];
+  dp[2] = (along_u + along_v + g0 * sums[7] + g1 * sums[8]) * per_z + sums[12] - 2 * z * dbox - o.ix * dp[0] - o.iy * dp[1];
+  for (int i = 0; i < 3; i++) dp[i] += ds * n[i] - n0 * tu[i] - n1 * tv[i];
+  out.screen[0] = dp[0] * kx * T(0.5) * width;
+  out.screen[1] = dp[1] * ky * T(0.5) * height;
   add_transposed(cam.rotation, dp, out.mean);
-  out.scale[0] += dot3(dsu, o.tu);
-  out.scale[1] += dot3(dsv, o.tv);
+  out.scale[0] += dot3(dsu, tu) - along_u * per_u;
+  out.scale[1] += dot3(dsv, tv) - along_v * per_v;
   // rotation: gradient of the world-space columns, then of the quaternion, then through its normalisation
   const T sign = facing(o);
-  T gu[3] = {}, gv[3] = {}, gn[3] = {}, tmp[3];
-  for (int i = 0; i < 3; i++) tmp[i] = dsu[i] * in.scale[0];
+  for (int i = 0; i < 3; i++) tmp[i] = dsu[i] * in.scale[0] - n0 * p[i] + (i < 2 ? per_u * r0[i] : T(0));
   add_transposed(cam.rotation, tmp, gu);
-  for (int i = 0; i < 3; i++) tmp[i] = dsv[i] * in.scale[1];
+  for (int i = 0; i < 3; i++) tmp[i] = dsv[i] * in.scale[1] - n1 * p[i] + (i < 2 ? per_v * r1[i] : T(0));
   add_transposed(cam.rotation, tmp, gv);
-  for (int i = 0; i < 3; i++) tmp[i] = sums[13 + i] * sign;
+  for (int i = 0; i < 3; i++)
+    tmp[i] = sums[13 + i] * sign + ds * p[i] + (i < 2 ? per_s * r2[i] - per_u * pu * r0[i] - per_v * pv * r1[i] : T(0));
   add_transposed(cam.rotation, tmp, gn);
   const T w = o.q[0], x = o.q[1], y = o.q[2], zq = o.q[3];
   const T gq[4] = {

@@ -14,6 +14,7 @@ enum Cutoff : int { kExact = 0, kSquare3Sigma = 1 };
 template <class T> struct Camera {
   T rotation[9], translation[3];     // world to camera, row-major
   T fx, fy, cx, cy;
+  T eye[3], eye_low[3], volume;      // the camera's place, in two parts for twice the precision; determinant of the rotation (1)
 };
 
 template <class T> struct SurfelInput { const T *mean, *quat, *scale; T opacity; };

@@ -46,6 +46,7 @@ template <class T> void prepare(const Call& c, int64_t b, const Kernels<T>& kern
   const ImageInputs<T> in(c, b);
   const int64_t N = c.surfels;
   image.camera = load_camera(at<T>(c.viewmats, c.s_viewmats, b), at<T>(c.Ks, c.s_Ks, b));
+  place_eye(image.camera);
   image.columns = int((c.width + kTile - 1) / kTile);
   image.rows = int((c.height + kTile - 1) / kTile);
   const int tiles = image.columns * image.rows, chunk_count = int((N + kChunk - 1) / kChunk);

@@ -57,7 +57,9 @@ __device__ __forceinline__ int for_each_tile(const Record<T>& s, const Box& box,
 }
 
 template <class T> __global__ void __launch_bounds__(256) project_surfels(const Job<T> j) {
+  __shared__ Camera<T> camera;
   const int n = blockIdx.x * blockDim.x + threadIdx.x, b = blockIdx.y;
+  share_camera(j, b, camera);
   if (n >= j.surfels) return;
   const int64_t i = int64_t(b) * j.surfels + n;
   const T* f = j.features + j.s_features * b + int64_t(n) * j.channels;
@@ -66,7 +68,7 @@ template <class T> __global__ void __launch_bounds__(256) project_surfels(const 
   Record<T> rec;
   Box box = {1, 0, 1, 0};
   int radius = 0, count = 0;
-  if (sum == T(0) && project(camera_of(j, b), surfel_of(j, b, n), j.near, j.cutoff, j.width, j.height, rec, box, radius)) {
+  if (sum == T(0) && project(camera, surfel_of(j, b, n), j.near, j.cutoff, j.width, j.height, rec, box, radius)) {
     if (box.x0 <= box.x1 && box.y0 <= box.y1) {
       int32_t* const tiles = j.tile_count + int64_t(b) * j.tiles;
       count = for_each_tile(rec, box, j.tiles_x, [&](int t) { atomicAdd(tiles + t, 1); });

@@ -133,8 +133,14 @@ template <class T> Job<T> make_job(const CudaCall& c) {
   return j;
 }
 
-template <class T> SURFEL_FN Camera<T> camera_of(const Job<T>& j, int b) {
-  return load_camera(j.viewmats + j.s_viewmats * b, j.Ks + j.s_Ks * b);
+// One camera a block, by its first thread: the double precision that placing the eye takes is slow on most GPUs.
+template <class T> __device__ __forceinline__ void share_camera(const Job<T>& j, int b, Camera<T>& shared) {
+  __syncthreads();                             // no thread may still want the one before
+  if (threadIdx.x == 0) {
+    shared = load_camera(j.viewmats + j.s_viewmats * b, j.Ks + j.s_Ks * b);
+    place_eye(shared);
+  }
+  __syncthreads();
 }
 template <class T> SURFEL_FN SurfelInput<T> surfel_of(const Job<T>& j, int b, int64_t n) {
   return {j.means + j.s_means * b + 3 * n, j.quats + j.s_quats * b + 4 * n, j.scales + j.s_scales * b + 2 * n,

@@ -7,17 +7,19 @@ namespace surfel {
 
 // A thread per surfel and per `images` images (1, or all of them when an input is shared: its gradient is summed in registers).
 template <class T> __global__ void __launch_bounds__(128) surfel_gradients(const Job<T> j, int images) {
+  __shared__ Camera<T> camera;
   const int n = blockIdx.x * blockDim.x + threadIdx.x, b0 = blockIdx.y * images;
-  if (n >= j.surfels) return;
   SurfelGradient<T> shared{};
   for (int b = b0; b < b0 + images; b++) {
+    share_camera(j, b, camera);
+    if (n >= j.surfels) continue;
     const int64_t i = int64_t(b) * j.surfels + n;
     const T* const from = j.sums + i * j.geometry_sums;
     T sums[kGeometrySums] = {};
     bool touched = false;                      // a culled surfel may hold NaN
     for (int k = 0; k < j.geometry_sums; k++) touched |= (sums[k] = from[k]) != T(0);
     SurfelGradient<T> g{};
-    if (touched) project_backward(camera_of(j, b), surfel_of(j, b, n), j.near, j.width, j.height, sums, g);
+    if (touched) project_backward(camera, surfel_of(j, b, n), j.near, j.width, j.height, sums, g);
     for (int k = 0; k < 3; k++) shared.mean[k] += g.mean[k];
     for (int k = 0; k < 4; k++) shared.quat[k] += g.quat[k];
     for (int k = 0; k < 2; k++) shared.scale[k] += g.scale[k];
@@ -31,6 +33,7 @@ template <class T> __global__ void __launch_bounds__(128) surfel_gradients(const
     if (j.s_opacities) j.d_opacities[i] = g.opacity;
     for (int k = 0; k < 2; k++) j.d_screen[2 * i + k] = g.screen[k];
   }
+  if (n >= j.surfels) return;
   if (!j.s_means)
     for (int k = 0; k < 3; k++) j.d_means[3 * int64_t(n) + k] = shared.mean[k];
   if (!j.s_quats)
