@@ -103,6 +103,20 @@ template <class T> SURFEL_FN T sight(const Camera<T>& cam, const T* mean, const 
   return sum.high + sum.low;
 }
 
+// Where camera axis i sees the mean in pixels, f p_i/Z + c.
+template <class T> SURFEL_FN T exact_pixel(const Camera<T>& cam, const T* mean, int i, T f, T c) {
+  Twice<T> p[2];
+  for (int k = 0; k < 2; k++) {
+    const int row = k ? 2 : i;
+    p[k] = Twice<T>{cam.translation[row], T(0)};
+    for (int m = 0; m < 3; m++) p[k] = p[k] + product(cam.rotation[3 * row + m], mean[m]);
+  }
+  const T ratio = p[0].high / p[1].high;
+  const Twice<T> rest = p[0] + product(Twice<T>{-ratio, T(0)}, p[1]);    // of the division
+  const Twice<T> pixel = product(f, ratio) + Twice<T>{c, f * ((rest.high + rest.low) / p[1].high)};
+  return pixel.high + pixel.low;
+}
+
 // The surfel in camera space: what projection computes and its gradient needs again.
 template <class T> struct Frame {
   T q[4], inverse_norm;              // unit quaternion
@@ -110,6 +124,7 @@ template <class T> struct Frame {
   T p[3], ix, iy;                    // centre; X/Z, Y/Z
   T a, b, c, d, e, f, det;           // homography; det = ad - bc
   T sight;                           // p . normal
+  T centre_x, centre_y;              // p on the screen, pixels
   T box;                             // 9 (e^2 + f^2) - Z^2, the denominator of the 3-sigma box
 };
 
@@ -140,7 +155,13 @@ template <class T> SURFEL_FN bool make_frame(const Camera<T>& cam, const SurfelI
   o.f = sv * o.tv[2];
   o.sight = dot3(o.p, o.normal);
   const T distance2 = dot3(o.p, o.p);
-  if (o.sight * o.sight < T(0.01) * distance2) o.sight = sight(cam, in.mean, q) * (o.inverse_norm * o.inverse_norm);
+  o.centre_x = cam.fx * o.ix + cam.cx;
+  o.centre_y = cam.fy * o.iy + cam.cy;
+  if (o.sight * o.sight < T(0.01) * distance2) {    // nearly edge-on: a line on the screen, whose place matters to a part of its width
+    o.sight = sight(cam, in.mean, q) * (o.inverse_norm * o.inverse_norm);
+    o.centre_x = exact_pixel(cam, in.mean, 0, cam.fx, cam.cx);
+    o.centre_y = exact_pixel(cam, in.mean, 1, cam.fy, cam.cy);
+  }
   o.det = cam.fx * cam.fy * cam.volume * su * sv * o.sight / o.p[2];
   o.box = 9 * (o.e * o.e + o.f * o.f) - o.p[2] * o.p[2];
   // Seen edge-on, a surfel covers no pixel (its depth is 0 wherever it is defined); det is proportional to the cosine tested here.
@@ -172,8 +193,8 @@ SURFEL_FN bool project(const Camera<T>& cam, const SurfelInput<T>& in, T near, i
   Frame<T> o;
   if (!(in.opacity > T(1) / T(255)) || !make_frame(cam, in, near, o)) return false;
   const T inv = T(1) / o.det, z = o.p[2];
-  rec.centre_x = cam.fx * o.ix + cam.cx;
-  rec.centre_y = cam.fy * o.iy + cam.cy;
+  rec.centre_x = o.centre_x;
+  rec.centre_y = o.centre_y;
   rec.m00 = z * o.d * inv;
   rec.m01 = -z * o.b * inv;
   rec.m10 = -z * o.c * inv;
