@@ -66,8 +66,8 @@ def full_screen(count=12, **changes):
 @pytest.mark.parametrize("channels, aux", [(3, ()), (4, AUX), (7, ()), (7, AUX), (8, ("depth",)), (11, AUX)])
 @pytest.mark.parametrize("reverse", [0, 1])
 def test_every_template_agrees_with_the_float64_reference_in_any_order_of_threads(channels, aux, reverse, emulation):
-    truth = leaves(scene(count=60, channels=channels, batch=2, seed=channels))
-    given = leaves(single({k: v.detach() if isinstance(v, torch.Tensor) else v for k, v in truth.items()}))
+    given = leaves(single(scene(count=60, channels=channels, batch=2, seed=channels)))
+    truth = leaves({k: v.double() if isinstance(v, torch.Tensor) else v for k, v in given.items()})
     want = reference.rasterize_surfels(**truth, aux=aux)
     random_loss(maps(want, aux)).backward()
     emulation.emulation_reverse(reverse)
@@ -79,7 +79,7 @@ def test_every_template_agrees_with_the_float64_reference_in_any_order_of_thread
     for name, image in maps(got, aux).items():
         assert relative_error(image.detach(), maps(want, aux)[name].detach()) < 1e-4, name
     for name in LEAVES:
-        assert relative_error(given[name].grad, truth[name].grad) < 1e-3, name
+        assert relative_error(given[name].grad, truth[name].grad) < 1e-4, name
 
 
 @pytest.mark.parametrize("count", [480, 530, 4300])

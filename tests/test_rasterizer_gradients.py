@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diff_surfel_rasterization import rasterize_surfels, reference
-from rasterizer_scenes import AUX, LEAVES, leaves, maps, random_loss, relative_error, scene
+from rasterizer_scenes import AUX, LEAVES, away_from_thresholds, edge_on, leaves, maps, random_loss, relative_error, scene
 
 
 def gradients(draw, arguments, names=LEAVES, aux=(), **options):
@@ -68,13 +68,56 @@ def test_gradients_equal_the_references_autograd(channels, aux, cutoff):
         assert relative_error(got[name], want[name]) < 1e-7, name
 
 
+def cast(arguments, dtype):
+    return {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
+
+
+def images_and_gradients(draw, arguments, aux):
+    call = leaves(arguments)
+    out = draw(**call, aux=aux)
+    random_loss(maps(out, aux)).backward()
+    gradient = {f"gradient of {name}": call[name].grad for name in LEAVES} | {"screen_grad": out.screen_grad}
+    return {name: image.detach() for name, image in maps(out, aux).items()} | gradient
+
+
+def float32_errors(arguments, aux):
+    """Relative errors of float32 against the float64 reference given the same numbers, and the reference's results."""
+    want = images_and_gradients(reference.rasterize_surfels, cast(arguments, torch.float64), aux)
+    got = images_and_gradients(rasterize_surfels, arguments, aux)
+    return {name: relative_error(got[name], want[name]) for name in want}, want
+
+
+def last_place_moved(arguments, rng):
+    """The scene in float64 with every surfel and camera number moved by up to one unit in float32's last place."""
+    copy = cast(arguments, torch.float64)
+    for name in (*LEAVES, "viewmats"):
+        copy[name] *= 1 + 2**-23 * (2 * torch.rand(copy[name].shape, generator=rng, dtype=torch.float64) - 1)
+    return copy
+
+
 @pytest.mark.parametrize("aux", [(), AUX])
-def test_float32_gradients_are_within_rounding_of_the_float64_reference(aux):
-    arguments = scene(count=60, channels=7, seed=11)
-    single = {k: v.float() if isinstance(v, torch.Tensor) else v for k, v in arguments.items()}
-    got, want = gradients(rasterize_surfels, single, aux=aux), gradients(reference.rasterize_surfels, arguments, aux=aux)
-    for name in got:
-        assert relative_error(got[name], want[name]) < 1e-3, name
+@pytest.mark.parametrize("seed", [0, 1, 9, 25, 26, 28])
+def test_away_from_thresholds_float32_images_and_all_gradients_are_within_1e_4_of_the_float64_reference(seed, aux):
+    """Surfels of all orientations down to a cosine of 0.03, one in three under less than 0.3."""
+    turned = edge_on(scene(count=60, width=32, height=32, seed=seed), (0.03, 0.3), seed=seed)
+    arguments = away_from_thresholds(cast(turned, torch.float32), least_cosine=0.03)
+    assert arguments["means"].shape[1] > 45  # most are away from them
+    errors, _ = float32_errors(arguments, aux)
+    for name, error in errors.items():
+        assert error < 1e-4, name
+
+
+@pytest.mark.parametrize("seed", [3, 4, 6])
+def test_nearly_edge_on_float32_is_as_exact_as_the_last_place_of_its_inputs_allows(seed):
+    """One surfel in three under a cosine of 0.003 to 0.03: a unit in the last place of the inputs moves gradients by up to 1e-3."""
+    turned = edge_on(scene(count=60, width=32, height=32, seed=seed), (0.003, 0.03), seed=seed)
+    arguments = away_from_thresholds(cast(turned, torch.float32))
+    errors, want = float32_errors(arguments, AUX)
+    rng = torch.Generator().manual_seed(seed)
+    moved = [images_and_gradients(rasterize_surfels, last_place_moved(arguments, rng), AUX) for _ in range(5)]
+    for name, error in errors.items():
+        inherent = max(relative_error(m[name], want[name]) for m in moved)
+        assert error < (max(1e-4, 3 * inherent) if "grad" in name else 1e-4), name
 
 
 def test_the_clamp_at_099_lets_the_gradient_through():
