@@ -175,9 +175,9 @@ def rasterize_surfels(
 
     means (B or 1, N, 3) world; quats (.., 4) wxyz, normalised inside; scales (.., 2), standard deviations along the first two
     columns of the rotation; opacities (.., N) in [0, 1]; features (B or 1, N, F), or with `sh_degree` SH coefficients
-    (B or 1, N, K, 3), or a pair (SH, extra features): SH colour first, then the extras. viewmats (B, 4, 4) world to camera (OpenCV
-    axes, column vectors), Ks (B, 3, 3) (skew is ignored): pixel (i, j) is sampled at (j + 0.5, i + 0.5). background (F,), (B, F)
-    or None for zeros. aux: any of "depth" (sum of weight times depth), "normal" (camera space, facing the camera),
+    (B or 1, N, K, 3), or a pair (SH, extra features): SH colour first, then the extras. viewmats (B, 4, 4) world to camera (rigid,
+    OpenCV axes, column vectors), Ks (B, 3, 3) (skew is ignored): pixel (i, j) is sampled at (j + 0.5, i + 0.5). background (F,),
+    (B, F) or None for zeros. aux: any of "depth" (sum of weight times depth), "normal" (camera space, facing the camera),
     "median_depth", "distortion". `near` culls centres and single intersections; `far` only scales the distortion.
     cutoff: "exact" blends a surfel wherever its alpha reaches 1/255; "2dgs" only in the 16x16 tiles that its 3-sigma square
     touches, as the 2DGS rasterizer does. A leading size of 1 is shared by all images, its gradient summed.

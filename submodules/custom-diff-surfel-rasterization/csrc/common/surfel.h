@@ -5,7 +5,8 @@
 //   a = fx (S_u.x - S_u.z X/Z), b = fx (S_v.x - S_v.z X/Z), c, d likewise in y, e = S_u.z, f = S_v.z.
 // Inverting it gives the ray-plane intersection as eight numbers (Record). Nothing large is ever subtracted, which keeps float32
 // exact enough far from the image centre. One cancellation is in the nature of things: the inverse divides by the cosine between
-// line of sight and normal, small for a surfel seen edge-on. That one number is computed in twice the precision (sight).
+// line of sight and normal, small for a surfel seen edge-on. For such a surfel it is computed in twice the precision (sight), and
+// so is the place on the screen (exact_pixel).
 #pragma once
 #include <cmath>
 #include "types.h"
@@ -103,7 +104,7 @@ template <class T> SURFEL_FN T sight(const Camera<T>& cam, const T* mean, const 
   return sum.high + sum.low;
 }
 
-// Where camera axis i sees the mean in pixels, f p_i/Z + c.
+// The mean on the screen, f p_i/Z + c, along x (i = 0) or y (1).
 template <class T> SURFEL_FN T exact_pixel(const Camera<T>& cam, const T* mean, int i, T f, T c) {
   Twice<T> p[2];
   for (int k = 0; k < 2; k++) {
@@ -157,7 +158,7 @@ template <class T> SURFEL_FN bool make_frame(const Camera<T>& cam, const SurfelI
   const T distance2 = dot3(o.p, o.p);
   o.centre_x = cam.fx * o.ix + cam.cx;
   o.centre_y = cam.fy * o.iy + cam.cy;
-  if (o.sight * o.sight < T(0.01) * distance2) {    // nearly edge-on: a line on the screen, whose place matters to a part of its width
+  if (o.sight * o.sight < T(0.01) * distance2) {    // nearly edge-on: a line on the screen, thinner than a pixel
     o.sight = sight(cam, in.mean, q) * (o.inverse_norm * o.inverse_norm);
     o.centre_x = exact_pixel(cam, in.mean, 0, cam.fx, cam.cx);
     o.centre_y = exact_pixel(cam, in.mean, 1, cam.fy, cam.cy);
