@@ -26,7 +26,7 @@ from utils.image import read_rgb
 
 PASTES = ("none", "headless", "original", "full")
 GREEN = "#00ff00"
-REACH = 8  # pixels at 512 around the filmed head or jaw that are taken from the body without its head
+REACH = 8  # pixels at 512 around the filmed head or jaw that are taken from the body without its head, and of skin at the hairline
 KEY_EDGE = 4.0  # softness at 512 of the person's edge when cut out of the filmed background
 UPPER_LIP = 51  # of the 68 landmarks: what lies higher does not move with the jaw
 
@@ -123,22 +123,39 @@ class Backdrops:
         return picture
 
     def _body(self, i: int) -> np.ndarray:
-        """The body without its head over the background; the background alone where the body is rendered too."""
+        """The body without what is rendered, over the background: without its head, its face, or the background alone."""
         if self.part == "all":
             plate = self.reader.plate
             return np.zeros((*plate.shape[:2], 4), np.uint8) if self.keyed else plate
-        return self.reader.torso(i) if self.keyed else self.reader.backdrop(i)
+        body = self.reader.torso(i) if self.keyed else self.reader.backdrop(i)
+        return body if self.part == "head" else self._with_hair(body, i)
+
+    def _with_hair(self, body: np.ndarray, i: int) -> np.ndarray:
+        """`body` and the filmed hair, which a face without hair leaves where it is, with the skin of the hairline."""
+        classes = self.reader.parsing(i)
+        hair = _widened(np.isin(classes, PART_CLASSES["head"]) & ~np.isin(classes, PART_CLASSES[self.part]))[0] > 0
+        hair &= np.isin(classes, PART_CLASSES["head"])
+        body = body.copy()
+        body[hair, :3] = self.reader.image(i)[hair]
+        body[hair, 3:] = 255
+        return body
 
     def _replaced(self, i: int) -> np.ndarray:
         """(H, W) float32 in [0, 1]: 1 on the filmed lower face, or the whole head, and just around it: it must not show."""
         classes = self.reader.parsing(i)
-        reach = max(1, round(REACH * classes.shape[1] / IMAGE_SIZE))
-        gone = np.isin(classes, PART_CLASSES[self.part if self.paste == "headless" else "face"]).astype(np.uint8)
+        gone = np.isin(classes, PART_CLASSES[self.part if self.paste == "headless" else "face"])
         if self.paste != "headless":
             lip = int(np.clip(self.reader.landmarks(i)[UPPER_LIP, 1], 0, len(classes) - 1))
-            gone[:lip] = 0
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-        return cv2.GaussianBlur(cv2.dilate(gone, kernel).astype(np.float32), (0, 0), max(0.5, reach / 3))
+            gone[:lip] = False
+        wide, reach = _widened(gone)
+        return cv2.GaussianBlur(wide, (0, 0), max(0.5, reach / 3))
+
+
+def _widened(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """(H, W) float32: 1 within REACH of the mask, and that reach in pixels."""
+    reach = max(1, round(REACH * mask.shape[1] / IMAGE_SIZE))
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    return cv2.dilate(mask.astype(np.float32), kernel), reach
 
 
 def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import baseline
 import flicker
 
 import train
+from gaussian_renderer.paste import Backdrops
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.files import read_json
 from utils.image import read_rgb
@@ -68,15 +69,18 @@ def test_the_stillest_stretch_is_consecutive_and_the_pose_rests_in_it(dataset):
     assert 3 not in flicker.stillest(reader, 6)  # not usable
 
 
-def test_the_baseline_pastes_the_training_frame_nearest_in_pose_and_sound(dataset, tmp_path):
+@pytest.mark.parametrize("paste", ["headless", "none"])
+def test_the_baseline_pastes_the_training_frame_nearest_in_pose_and_sound(dataset, tmp_path, paste):
     reader = TalkingDatasetReader(dataset)
     i, j = reader.splits["val"][0], reader.splits["train"][4]
     reader.views[i], reader.audio[i - 1 : i + 2] = reader.views[j], reader.audio[j - 1 : j + 2]
     assert baseline.nearest_frames(reader)[0] == j
-    baseline.main(["-s", str(dataset), "-m", str(tmp_path / "nearest")])
+    baseline.main(["-s", str(dataset), "-m", str(tmp_path / "nearest"), "--paste", paste])
     folder = tmp_path / "nearest" / "test" / "ours_0"
     facts, chosen = read_json(folder / "frames.json"), baseline.nearest_frames(TalkingDatasetReader(dataset))
     picture = read_rgb(folder / "renders" / "00000.png")
     head = np.isin(reader.parsing(chosen[0]), (1, 11, 17))
     assert (picture[head] == reader.image(chosen[0])[head]).all() and facts["ids"] == reader.splits["val"]
-    np.testing.assert_array_equal(picture[~head], reader.backdrop(facts["ids"][0])[~head])
+    behind = Backdrops(reader, "head", paste)[facts["ids"][0]]
+    np.testing.assert_array_equal(picture[~head], behind[~head])
+    assert facts["paste"] == paste

@@ -70,6 +70,16 @@ def test_a_headless_frame_shows_all_that_was_filmed_but_the_head(dataset):  # no
     np.testing.assert_array_equal(pasted[far], filmed[far])
 
 
+@pytest.mark.parametrize("options", [{}, {"transparent": True}], ids=["over the plate", "cut out"])
+def test_behind_a_face_that_is_drawn_alone_its_hair_stays(dataset, options):  # noqa: F811
+    reader = TalkingDatasetReader(dataset)
+    hair = np.isin(reader.parsing(9), (17, 18))
+    behind = Backdrops(reader, "face", **options)[9]
+    assert hair.sum() > 100
+    np.testing.assert_array_equal(behind[hair][:, :3], reader.image(9)[hair])
+    assert (behind[hair][:, 3:] == 255).all()
+
+
 def test_a_head_the_size_it_was_filmed_pasted_into_the_source_video_changes_nothing_beside_it(tmp_path, dataset):  # noqa: F811
     folder, video = source_video(tmp_path, dataset)
     reader = TalkingDatasetReader(folder.root)
