@@ -21,7 +21,7 @@ from utils.image_metrics import psnr, ssim
 from utils.losses import box_mask
 from utils.perceptual import PerceptualLoss
 
-SCORED = ("PSNR", "PSNR_plate", "PSNR_head", "PSNR_lips")
+SCORED = ("PSNR", "PSNR_head", "PSNR_lips")
 
 
 class HeldOut:
@@ -51,8 +51,8 @@ class HeldOut:
             picture, on_plate = (composite(drawn.rgb, drawn.alpha, x).clamp(0, 1) for x in (behind, plate))
             mask = torch.from_numpy(self.head[k])[None, None].to(self.device).float()
             lips = self.lips[k : k + 1].to(self.device).float()
-            row = [psnr(picture, truth), psnr(on_plate, truth), psnr(picture, truth, mask), psnr(picture, truth, lips)]
+            row = [psnr(picture, truth), psnr(picture, truth, mask), psnr(picture, truth, lips), psnr(on_plate, truth)]
             row += [ssim(picture, truth)] + ([self.perceptual(picture, truth)] if self.perceptual else [])
             rows.append(torch.stack(row).flatten())
         means = torch.stack(rows).mean(0).tolist()
-        return dict(zip((*SCORED, "SSIM", "STLPIPS_alex"), means, strict=False))
+        return dict(zip((*SCORED, "PSNR_plate", "SSIM", "STLPIPS_alex"), means, strict=False))
