@@ -17,8 +17,8 @@ from utils.errors import UserError
 from utils.files import write_bytes
 
 TOKENS = ("audio", "expression", "camera", "frame", "null")
-WINNER = Path(__file__).with_name("custom.py")
 DEFORMABLE = ("xyz", "scaling", "rotation", "opacity", "sh")
+WINNER = Path(__file__).with_name("custom.py")  # what --configs is unless given
 
 
 def option(default, text: str, **extra):

@@ -44,13 +44,13 @@ def encode(folder: DatasetFolder, encoder: str) -> None:
 
 def spoken(model: Path, recording: Path, folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Lip opening (F,) and loudness (F,) dB of what the model says of a recording with silence at its end."""
-    samples = load_audio(recording)
+    samples = np.concatenate([load_audio(recording), np.zeros(int(SILENCE * SAMPLE_RATE), np.float32)])
     longer = folder / f"{recording.stem}.wav"
-    save_wav(longer, np.concatenate([samples, np.zeros(int(SILENCE * SAMPLE_RATE), np.float32)]))
+    save_wav(longer, samples)
     timed(f"  {recording.stem[:12]}", ["render.py", "-m", str(model), "--custom_aud", str(longer)])
     (video,) = (model / "custom").rglob(f"*_custom_{recording.stem}_*_renders.mp4")
     opening = lips_of_video(video)
-    return opening, driving.frame_levels([load_audio(longer)], len(opening))
+    return opening, driving.frame_levels([samples], len(opening))
 
 
 @command_line
@@ -61,12 +61,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--encoders", nargs="+", default=["whisper", "mel"], choices=tuple(speech.ENCODERS))
     args, settings = parser.parse_known_args(argv)
     folder = DatasetFolder(args.source_path)
-    rows = []
+    reader, rows = TalkingDatasetReader(args.source_path), []
+    shut, opened = np.percentile(lip_opening(np.stack([reader.landmarks(i) for i in reader.ids])), BOUNDS)
     for encoder in args.encoders:
         encode(folder, encoder)
-        reader = TalkingDatasetReader(args.source_path, encoder)
-        filmed = lip_opening(np.stack([reader.landmarks(i) for i in reader.ids]))
-        shut, opened = np.percentile(filmed, BOUNDS)
         model = ROOT / "model" / f"{args.source_path.resolve().name}_{encoder}"
         print(encoder, flush=True)
         if not (model / "point_cloud").exists():

@@ -31,6 +31,7 @@ from utils.audio import Recording
 from utils.constants import FPS, SAMPLE_RATE
 from utils.driving import frame_levels, replayed_ids
 from utils.errors import UserError, command_line
+from utils.image_metrics import correlation_at
 from utils.video import read_frames
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,15 +115,14 @@ def sound_agreement(given: Path, video: Path) -> list[tuple[float, float, int]]:
     return rows
 
 
-def correlation_and_lag(mouth: np.ndarray, loud: np.ndarray) -> tuple[float, float]:
-    """Largest correlation of two curves (F,) over the shifts within REACH, and where: fractions of a frame by a parabola."""
-    shifts = np.arange(-REACH - 1, REACH + 2)
-    middle = slice(REACH + 1, len(loud) - REACH - 1)
-    values = np.array([np.corrcoef(np.roll(mouth, -shift)[middle], loud[middle])[0, 1] for shift in shifts])
+def peak_of_correlation(mouth: np.ndarray, loud: np.ndarray) -> tuple[float, float]:
+    """Largest correlation of two curves (F,) over the lags within REACH, and where: fractions of a frame by a parabola."""
+    lags = range(-REACH - 1, REACH + 2)
+    values = [correlation_at(mouth, loud, lag) for lag in lags]
     k = 1 + int(np.argmax(values[1:-1]))
     before, peak, after = values[k - 1 : k + 2]
     bend = before - 2 * peak + after
-    return float(peak), float(shifts[k] + (0.5 * (before - after) / bend if bend < 0 else 0.0))
+    return float(peak), float(lags[k] + (0.5 * (before - after) / bend if bend < 0 else 0.0))
 
 
 def mouth_curves(reader: TalkingDatasetReader, video: Path, frames: int, ends: int) -> tuple[int, np.ndarray]:
@@ -163,7 +163,7 @@ def main(argv: list[str] | None = None) -> None:
         sound = sound_agreement(speech, video)
         levels = frame_levels((block[0] for block in Recording(speech).blocks()), wanted)
     loud = np.clip(levels, -50, None)
-    ends = [correlation_and_lag(darkness[piece], loud[piece]) for piece in (slice(0, synced), slice(-synced, None))]
+    ends = [peak_of_correlation(darkness[piece], loud[piece]) for piece in (slice(0, synced), slice(-synced, None))]
     settled, late = memory[len(memory) // 10 :], memory[len(memory) // 2 :]
     print(f"{args.minutes:g} min of speech in {seconds / 60:.1f} min, {wanted / seconds:.0f} frames/s, {count} frames of {wanted}")
     for column, name in ((1, "host"), (2, "GPU")):

@@ -86,8 +86,7 @@ class RandomClip:
 
 def random_head(count: int, configs: str | None, device: torch.device) -> TalkingHead:
     """`count` surfels on an ellipsoid as large as a head, and a network whose every layer does something."""
-    given = argparse.Namespace(configs=configs) if configs else argparse.Namespace()
-    config = arguments.merge(given)
+    config = arguments.merge(argparse.Namespace(configs=configs))
     config.audio_features = FEATURES
     generator = torch.Generator().manual_seed(0)
     normals = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
@@ -156,13 +155,11 @@ def measure(head: TalkingHead, reader, device: torch.device, batch: int, frames:
         row["composite, to host"] = timer(
             lambda: Download(to_bytes(put_on(drawn.rgb, drawn.alpha, behind, 0.0, backdrops.place))).arrays()
         )
-        both = {}
-        for attention in (False, True):
-            draw = Replayed(functools.partial(render_batch, head, width=size[0], height=size[1], attention=attention), device)
-            both[attention] = timer(lambda draw=draw: draw(conditions))
+        draw = functools.partial(render_batch, head, width=size[0], height=size[1])
+        both = {attention: timer(functools.partial(Replayed(functools.partial(draw, attention=attention), device), conditions))
+                for attention in (False, True)}  # fmt: skip
     row = {name: 1000 * seconds / batch for name, seconds in row.items()}
     speed = {"network + raster": batch / both[False], "network + raster, attention": batch / both[True]}
-    draw = functools.partial(render_batch, head, width=size[0], height=size[1])
     sound = Sound.of(np.zeros(len(pose_ids) * SAMPLE_RATE // FPS, np.float32), SAMPLE_RATE)
     clip = Clip("speed", "speed", pose_ids, sound)
     for name, outputs in (("to memory", Nowhere()), ("to mp4", Outputs(clip, folder, "speed", backdrops.place, size))):

@@ -19,7 +19,7 @@ from PIL import ImageColor
 from torch import Tensor
 
 from gaussian_renderer.compositing import composite, edge_weight
-from utils.constants import IMAGE_SIZE, PART_CLASSES
+from utils.constants import HAIR, HAT, IMAGE_SIZE, PART_CLASSES
 from utils.errors import UserError
 from utils.files import read_json
 from utils.image import read_rgb
@@ -128,13 +128,12 @@ class Backdrops:
             plate = self.reader.plate
             return np.zeros((*plate.shape[:2], 4), np.uint8) if self.keyed else plate
         body = self.reader.torso(i) if self.keyed else self.reader.backdrop(i)
-        return body if self.part == "head" else self._with_hair(body, i)
+        return self._with_hair(body, i) if self.part == "face" else body
 
     def _with_hair(self, body: np.ndarray, i: int) -> np.ndarray:
         """`body` and the filmed hair, which a face without hair leaves where it is, with the skin of the hairline."""
         classes = self.reader.parsing(i)
-        hair = _widened(np.isin(classes, PART_CLASSES["head"]) & ~np.isin(classes, PART_CLASSES[self.part]))[0] > 0
-        hair &= np.isin(classes, PART_CLASSES["head"])
+        hair = (_widened(np.isin(classes, (HAIR, HAT))) > 0) & np.isin(classes, PART_CLASSES["head"])
         body = body.copy()
         body[hair, :3] = self.reader.image(i)[hair]
         body[hair, 3:] = 255
@@ -147,15 +146,18 @@ class Backdrops:
         if self.paste != "headless":
             lip = int(np.clip(self.reader.landmarks(i)[UPPER_LIP, 1], 0, len(classes) - 1))
             gone[:lip] = False
-        wide, reach = _widened(gone)
-        return cv2.GaussianBlur(wide, (0, 0), max(0.5, reach / 3))
+        return cv2.GaussianBlur(_widened(gone), (0, 0), max(0.5, _reach(gone) / 3))
 
 
-def _widened(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """(H, W) float32: 1 within REACH of the mask, and that reach in pixels."""
-    reach = max(1, round(REACH * mask.shape[1] / IMAGE_SIZE))
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
-    return cv2.dilate(mask.astype(np.float32), kernel), reach
+def _reach(picture: np.ndarray) -> int:
+    """REACH in pixels of this picture."""
+    return max(1, round(REACH * picture.shape[1] / IMAGE_SIZE))
+
+
+def _widened(mask: np.ndarray) -> np.ndarray:
+    """(H, W) float32: 1 within REACH of the mask."""
+    size = 2 * _reach(mask) + 1
+    return cv2.dilate(mask.astype(np.float32), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size)))
 
 
 def _mix(a: np.ndarray, b: np.ndarray, weight: np.ndarray) -> np.ndarray:

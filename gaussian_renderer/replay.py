@@ -5,16 +5,15 @@ A frame alone takes longer to launch from Python than a GPU takes to draw it.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Callable
 
 import torch
 from diff_surfel_rasterization import graph_overflowed
-from torch import Tensor
 
 from gaussian_renderer import Rendering
 from scene.condition import Conditions
+from utils.captured import record
 
 
 class Replayed:
@@ -37,9 +36,8 @@ class Replayed:
             return self._draw(conditions)
         if self._graph is None and not self._record(conditions):
             return self._draw(conditions)
-        given = _tensors(conditions)
-        for name, value in _tensors(self._inputs).items():
-            value.copy_(given[name], non_blocking=True)
+        for held, given in zip(self._inputs.tensors(), conditions.tensors(), strict=True):
+            held.copy_(given, non_blocking=True)
         self._graph.replay()
         torch.cuda.current_stream(self._device).synchronize()
         if graph_overflowed():
@@ -48,20 +46,14 @@ class Replayed:
         return self._drawn
 
     def _record(self, conditions: Conditions) -> bool:
-        self._inputs = dataclasses.replace(conditions, **{name: value.clone() for name, value in _tensors(conditions).items()})
-        graph = torch.cuda.CUDAGraph()
+        self._inputs = conditions.map(torch.clone)
         try:
-            # thread_local: the threads that decode pictures may pin memory meanwhile
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-                self._drawn = self._draw(self._inputs)
+            self._graph = record(self._draw_inputs)
         except RuntimeError as error:
             warnings.warn(f"drawing cannot be recorded as a CUDA graph here ({error}); it goes on, launched kernel by kernel, more "
                           "slowly where few frames are drawn at once", RuntimeWarning, stacklevel=3)  # fmt: skip
             self._records = False
-            return False
-        self._graph = graph
-        return True
+        return self._records
 
-
-def _tensors(conditions: Conditions) -> dict[str, Tensor]:
-    return {field.name: getattr(conditions, field.name) for field in dataclasses.fields(conditions)}
+    def _draw_inputs(self) -> None:
+        self._drawn = self._draw(self._inputs)

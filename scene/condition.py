@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -23,8 +24,15 @@ class Conditions:
     intrinsics: Tensor  # (B, 3, 3) pixels
     frame: Tensor  # (B,) frame ids of the video whose appearance is replayed
 
+    def tensors(self) -> list[Tensor]:
+        return [getattr(self, f.name) for f in dataclasses.fields(self)]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Conditions:
+        """The same with every tensor replaced by `function` of it."""
+        return Conditions(*map(function, self.tensors()))
+
     def to(self, device: torch.device | str) -> Conditions:
-        return Conditions(**{f.name: getattr(self, f.name).to(device) for f in dataclasses.fields(self)})
+        return self.map(lambda x: x.to(device))
 
 
 class Standardise(nn.Module):

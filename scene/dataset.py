@@ -132,9 +132,9 @@ class TrainingSet:
         """The frames `rows` (B,), a tensor on the device."""
         pixels = self._batch if self.pixels is None else self.pixels.index_select(0, rows)
         last = pixels[:, 3:]
-        conditions = {f.name: getattr(self.conditions, f.name).index_select(0, rows) for f in dataclasses.fields(Conditions)}
+        conditions = self.conditions.map(lambda x: x.index_select(0, rows))
         lips, eyes = (boxes.index_select(0, rows) for boxes in (self.lips, self.eyes))
-        return Batch(rows, pixels[:, :3], last & (PART - 1), last >= PART, lips, eyes, Conditions(**conditions))
+        return Batch(rows, pixels[:, :3], last & (PART - 1), last >= PART, lips, eyes, conditions)
 
 
 def mouth_activity(landmarks: np.ndarray) -> np.ndarray:

@@ -41,6 +41,6 @@ def test_the_lag_of_a_mouth_is_found_to_a_fraction_of_a_frame():
     time = np.arange(1500)
     loud = sum(np.sin(time / period + phase) for period, phase in ((2.1, 0), (3.7, 1), (9.3, 2)))
     mouth = sum(np.sin((time - 1.4) / period + phase) for period, phase in ((2.1, 0), (3.7, 1), (9.3, 2)))
-    value, lag = long.correlation_and_lag(mouth, loud)
+    value, lag = long.peak_of_correlation(mouth, loud)
     assert lag == pytest.approx(1.4, abs=0.15) and value > 0.9
-    assert long.correlation_and_lag(-loud, loud)[0] < 0.9
+    assert long.peak_of_correlation(-loud, loud)[0] < 0.9

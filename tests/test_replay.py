@@ -34,7 +34,7 @@ def recorded(monkeypatch):
             calls.pop()
 
     @contextlib.contextmanager
-    def graph(made, capture_error_mode):
+    def graph(made, stream, capture_error_mode):
         yield
         if state.error:
             raise state.error

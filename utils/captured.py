@@ -22,6 +22,15 @@ def side_stream(device: torch.device) -> Iterator[None]:
     before.wait_stream(stream)
 
 
+def record(work: Callable[[], object], stream: torch.cuda.Stream | None = None) -> torch.cuda.CUDAGraph:
+    """The kernels that `work` launches, as a graph; `stream`: where it is recorded, a stream of torch's own if None."""
+    graph = torch.cuda.CUDAGraph()
+    # thread_local: the threads that decode pictures may pin memory meanwhile
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        work()
+    return graph
+
+
 class Captured:
     """Calls `step`; on a GPU, from the second call after `forget` on, as a CUDA graph. To be called on a `side_stream`.
 
@@ -46,9 +55,5 @@ class Captured:
             self._warm = True
             return
         if self._graph is None:
-            graph = torch.cuda.CUDAGraph()
-            # thread_local: the threads that decode pictures may pin memory meanwhile
-            with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
-                self._step()
-            self._graph = graph
+            self._graph = record(self._step, torch.cuda.current_stream())
         self._graph.replay()

@@ -100,24 +100,28 @@ def lip_opening(landmarks: np.ndarray) -> np.ndarray:
     return np.mean(gaps, 0) / inter_ocular(landmarks)
 
 
+def correlation_at(rendered: np.ndarray, true: np.ndarray, lag: int) -> float:
+    """Pearson correlation of two curves (F,), the first read `lag` frames later: positive lags find a curve that comes late.
+
+    NaN frames are left out; NaN where a curve is constant or fewer than 3 frames are shared.
+    """
+    late, early = (rendered[lag:], true[: len(true) - lag]) if lag >= 0 else (rendered[:lag], true[-lag:])
+    seen = np.isfinite(late) & np.isfinite(early)
+    if seen.sum() < 3 or late[seen].std() < 1e-8 or early[seen].std() < 1e-8:
+        return float("nan")
+    return float(np.corrcoef(late[seen], early[seen])[0, 1])
+
+
 def correlation_and_lag(rendered: np.ndarray, true: np.ndarray, reach: int = 5) -> tuple[float, int]:
     """Pearson correlation of two curves (F,) at lag 0, and the lag in frames where it is greatest within +-`reach`.
 
     A positive lag means that the rendered curve comes late. NaN frames are left out; NaN and lag 0 where a curve is
     constant or fewer than 3 frames are shared, since there is no correlation to speak of.
     """
-
-    def correlation(lag: int) -> float:
-        late, early = (rendered[lag:], true[: len(true) - lag]) if lag >= 0 else (rendered[:lag], true[-lag:])
-        seen = np.isfinite(late) & np.isfinite(early)
-        if seen.sum() < 3 or late[seen].std() < 1e-8 or early[seen].std() < 1e-8:
-            return float("nan")
-        return float(np.corrcoef(late[seen], early[seen])[0, 1])
-
     lags = [lag for lag in range(-reach, reach + 1) if abs(lag) < len(true)]
-    values = [correlation(lag) for lag in lags]
+    values = [correlation_at(rendered, true, lag) for lag in lags]
     best = 0 if np.isnan(values).all() else lags[int(np.nanargmax(values))]
-    return correlation(0), best
+    return correlation_at(rendered, true, 0), best
 
 
 def jitter(frames: Iterable[np.ndarray], landmarks: np.ndarray) -> float:
