@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import arguments
 from scene import fused_deformation, fused_tri_plane
 from scene.deformation import Deformation
+from utils import fused_distance
 
 TARGET, ON_CHIP, ROWS = GPUTarget("cuda", 86, 32), 99 * 1024, 32  # the smallest memory on chip of what runs them
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
@@ -60,6 +61,8 @@ def run_recipe(config: argparse.Namespace) -> None:
     (sum(value.sum() for value in outputs.values()) + attention.sum()).backward()
     with torch.no_grad():
         fused_deformation.deform(layer, heads, features, tokens, base)
+    maps = torch.rand(2, 1, 384, 3, 5, requires_grad=True).to(torch.bfloat16)
+    fused_distance.distance(*maps, torch.rand(384)).sum().backward()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """ST-LPIPS: its weights load strictly, equal pictures are at distance 0, worse pictures farther, shifted ones hardly at all."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from utils import model_store
 from utils.errors import UserError
 from utils.image_metrics import blur, gaussian_kernel
-from utils.perceptual import PerceptualLoss, _alex_slices, _Network, _vgg_slices
+from utils.losses import perceptual_distance, random_square, square_crops
+from utils.perceptual import PerceptualLoss, _alex_slices, _Network, _vgg_slices, distance
 
 
 def picture(size=96):
@@ -64,6 +67,38 @@ def test_the_gradient_points_downhill_and_kept_target_features_give_the_same_dis
         torch.testing.assert_close(loss(x, loss.features(y)), before)
     assert (after < before).all()
     assert all(parameter.grad is None for parameter in loss.parameters())
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 5, 7), (3, 48, 3, 3)], ids=["power of two", "padded"])
+def test_the_fused_distance_and_its_gradient_equal_the_plain_ones(shape):
+    fused = pytest.importorskip("utils.fused_distance", reason="triton is not installed (torch's CUDA builds for Linux bring it)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand((2, *shape), generator=generator)
+    a, weight = a.requires_grad_(), torch.rand((1, shape[1], 1, 1), generator=generator)
+    want = distance(a, b, weight)
+    got = fused.distance(*(x.to(device) for x in (a, b, weight)))
+    torch.testing.assert_close(got.cpu(), want)
+    each = torch.arange(1.0, 1 + len(a))
+    torch.testing.assert_close(torch.autograd.grad((got.cpu() * each).sum(), a)[0], torch.autograd.grad((want * each).sum(), a)[0])
+
+
+def test_a_random_square_is_cut_out_as_it_is_and_the_same_in_every_picture():
+    images = torch.rand(3, 3, 70, 90)
+    boxes = random_square(images, 64)
+    left, top, right, bottom = boxes[0, 0].tolist()
+    assert (boxes == boxes[0]).all() and 0 <= left and right == left + 64 <= 90 and 0 <= top and bottom == top + 64 <= 70
+    torch.testing.assert_close(square_crops(images, boxes, 64), images[:, :, top:bottom, left:right], rtol=0, atol=1e-4)
+
+
+def test_views_count_the_same_together_and_apart(loss):
+    x, y, lips = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64), torch.tensor([[[4, 8, 40, 44]], [[0, 0, 0, 0]]])
+
+    def total(*views):
+        config = SimpleNamespace(perceptual_on=views, perceptual_side=64)
+        return perceptual_distance(config, loss, x, y, lips)
+
+    torch.testing.assert_close(total("lips", "window", "square"), total("lips") + total("window") + total("square"))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "another network", "no weights"])

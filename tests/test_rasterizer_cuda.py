@@ -45,6 +45,14 @@ def emulation(tmp_path_factory):
     return ctypes.CDLL(str(library))
 
 
+@pytest.fixture(scope="session")
+def emulation_of_many_tiles(tmp_path_factory):
+    """Draws small pictures as large batches are drawn."""
+    library = tmp_path_factory.mktemp("emulation") / "libsurfel_cuda.so"
+    build_for_host.compile_for_the_host(build_for_host.RASTERIZER, library, "-DSURFEL_FEW_TILES=0")
+    return ctypes.CDLL(str(library))
+
+
 @pytest.fixture(autouse=True)
 def back_end(emulation):
     with emulated.in_place_of_the_cpu(emulated.EmulatedBackEnd(emulation)) as active:
@@ -65,17 +73,20 @@ def full_screen(count=12, **changes):
 
 @pytest.mark.parametrize("channels, aux", [(3, ()), (4, AUX), (7, ()), (7, AUX), (8, ("depth",)), (11, AUX)])
 @pytest.mark.parametrize("reverse", [0, 1])
-def test_every_template_agrees_with_the_float64_reference_in_any_order_of_threads(channels, aux, reverse, emulation):
-    given = leaves(single(scene(count=60, channels=channels, batch=2, seed=channels)))
+@pytest.mark.parametrize("library", ["emulation", "emulation_of_many_tiles"])
+def test_every_template_agrees_with_the_float64_reference_in_any_order_of_threads(channels, aux, reverse, library, request):
+    library = request.getfixturevalue(library)
+    given = leaves(single(scene(count=60, channels=channels, batch=1 if channels == 3 else 2, seed=channels)))
     truth = leaves({k: v.double() if isinstance(v, torch.Tensor) else v for k, v in given.items()})
     want = reference.rasterize_surfels(**truth, aux=aux)
     random_loss(maps(want, aux)).backward()
-    emulation.emulation_reverse(reverse)
+    library.emulation_reverse(reverse)
     try:
-        got = rasterize_surfels(**given, aux=aux)
-        random_loss(maps(got, aux)).backward()
+        with emulated.in_place_of_the_cpu(emulated.EmulatedBackEnd(library)):
+            got = rasterize_surfels(**given, aux=aux)
+            random_loss(maps(got, aux)).backward()
     finally:
-        emulation.emulation_reverse(0)
+        library.emulation_reverse(0)
     for name, image in maps(got, aux).items():
         assert relative_error(image.detach(), maps(want, aux)[name].detach()) < 1e-4, name
     for name in LEAVES:
@@ -89,13 +100,20 @@ def test_lists_sorted_by_a_warp_by_a_block_and_in_place_are_front_to_back(count)
     torch.testing.assert_close(got.features, want.features, atol=1e-8, rtol=1e-8)
 
 
-def test_lists_too_long_to_be_kept_are_made_again_in_backward(back_end):
+@pytest.mark.parametrize("calls_between", [0, 1])
+def test_lists_too_long_for_the_state_are_kept_aside_or_made_again(calls_between, back_end, monkeypatch):
+    ran, run = [], back_end.run
+    monkeypatch.setattr(back_end, "run", lambda name, *rest: (ran.append(name), run(name, *rest)))
     arguments = leaves(full_screen())
     truth = leaves(full_screen())
-    random_loss(maps(rasterize_surfels(**arguments))).backward()
+    out = rasterize_surfels(**arguments)
+    for _ in range(calls_between):
+        rasterize_surfels(**leaves(full_screen()))
+    ran.clear()
+    random_loss(maps(out)).backward()
     random_loss(maps(reference.rasterize_surfels(**truth))).backward()
     (watch,) = back_end.watches.values()
-    assert watch.pairs > cuda._kept_capacity(1, 12)
+    assert watch.pairs > cuda._kept_capacity(1, 12) and ran.count("surfel_cuda_list") == calls_between and watch.long_lists is None
     for name in LEAVES:
         assert relative_error(arguments[name].grad, truth[name].grad) < 1e-7, name
 

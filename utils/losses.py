@@ -19,25 +19,44 @@ def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def random_square(images: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) -> the same square of every picture, (B, C, side, side), smaller where the picture is."""
-    rows, columns = (
-        torch.randint(size - min(side, size) + 1, (1,), device=images.device) + torch.arange(min(side, size), device=images.device)
-        for size in images.shape[-2:]
-    )
-    return images.index_select(2, rows).index_select(3, columns)
+    """(B, 1, 4) left, top, right, bottom: a square somewhere in pictures (B, C, H, W), the same in all, smaller where they are."""
+    edges = []
+    for size in images.shape[:-3:-1]:
+        length = min(side, size)
+        first = torch.randint(size - length + 1, (1,), device=images.device)
+        edges.append((first, first + length))
+    (left, right), (top, bottom) = edges
+    return torch.cat([left, top, right, bottom]).expand(len(images), 1, 4)
 
 
-def square_crops(images: Tensor, boxes: Tensor, size: int = 64) -> Tensor:
-    """Bilinear crops (B, C, size, size) of (B, C, H, W) at boxes (B, 1, 4); where one is empty, of the whole picture."""
+def square_crops(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """Bilinear crops (B K, C, size, size) of (B, C, H, W) at boxes (B, K, 4); where one is empty, of the whole picture."""
     height, width = images.shape[-2:]
-    left, top, right, bottom = boxes[:, 0, :, None].float().unbind(1)  # (B, 1) each
+    left, top, right, bottom = boxes[..., None].float().unbind(2)  # (B, K, 1) each
     seen = (right > left) & (bottom > top)
     left, top, right, bottom = left * seen, top * seen, right.where(seen, width), bottom.where(seen, height)
     t = torch.linspace(0.0, 1.0, size, device=images.device)
-    x = ((left + 0.5) * (1 - t) + (right - 0.5) * t) / width * 2 - 1  # (B, size)
+    x = ((left + 0.5) * (1 - t) + (right - 0.5) * t) / width * 2 - 1  # (B, K, size)
     y = ((top + 0.5) * (1 - t) + (bottom - 0.5) * t) / height * 2 - 1
-    grid = torch.stack([x[:, None].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], -1)
-    return torch.nn.functional.grid_sample(images, grid, align_corners=False)
+    grid = torch.stack([x[:, :, None].expand(-1, -1, size, -1), y[..., None].expand(-1, -1, -1, size)], -1)
+    crops = torch.nn.functional.grid_sample(images, grid.flatten(1, 2), align_corners=False)  # (B, C, K size, size)
+    return crops.unflatten(2, (-1, size)).transpose(1, 2).flatten(0, 1)
+
+
+def perceptual_distance(config, perceptual, image: Tensor, target: Tensor, lips: Tensor) -> Tensor:
+    """Sum over the views of config.perceptual_on of the pictures' mean distance. `lips` (B, 1, 4).
+
+    Lips and square go through the network together: a GPU takes hardly longer for both.
+    """
+    terms, side = [], config.perceptual_side
+    squares = {"lips": lips, "square": random_square(image, side)}
+    boxes = [squares[name] for name in config.perceptual_on if name in squares]
+    if boxes:
+        crops = (square_crops(x, torch.cat(boxes, 1), side) for x in (image, target))
+        terms.append(len(boxes) * perceptual(*crops).mean())
+    if "window" in config.perceptual_on:
+        terms.append(perceptual(image, target).mean())
+    return sum(terms)
 
 
 def image_losses(config, drawn: Rendering, batch: Batch, plain: Tensor, perceptual) -> dict[str, Tensor]:
@@ -60,10 +79,8 @@ def image_losses(config, drawn: Rendering, batch: Batch, plain: Tensor, perceptu
         "mask": config.lambda_mask * (drawn.alpha - mask).abs().mean(),
     }
     if perceptual is not None:
-        pair, side = (image, target), config.perceptual_side
-        views = {"window": lambda: pair, "lips": lambda: (square_crops(x, batch.lips, side) for x in pair),
-                 "square": lambda: random_square(torch.cat(pair, 1), side).split(3, 1)}  # fmt: skip
-        terms["perceptual"] = config.lambda_perceptual * sum(perceptual(*views[name]()).mean() for name in config.perceptual_on)
+        distance = perceptual_distance(config, perceptual, image, target, batch.lips)
+        terms["perceptual"] = config.lambda_perceptual * distance
     if config.lambda_normal:
         depth = drawn.maps.depth / drawn.alpha.clamp_min(1e-6)
         agreement = (drawn.maps.normal * depth_to_normal(depth, batch.conditions.intrinsics)).sum(1, keepdim=True)

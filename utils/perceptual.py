@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils import model_store
+from utils.device import runs_triton
 from utils.errors import UserError
 
 
@@ -79,6 +80,19 @@ class _Network(nn.Module):
             self.add_module(f"lin{k}", head)
 
 
+def distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """(B,): mean over pixels of the weighted squared difference of maps (B, C, h, w), each pixel's channels brought to length 1.
+
+    `weight` (1, C, 1, 1). Differentiable in `a`; on a GPU as one kernel (fused_distance.py).
+    """
+    if runs_triton(a.device):
+        from utils import fused_distance
+
+        return fused_distance.distance(a, b, weight)
+    a, b = (x.float() / (x.float().square().sum(1, keepdim=True) + 1e-12).sqrt() for x in (a, b))
+    return F.conv2d((a - b).square(), weight).mean((1, 2, 3))
+
+
 class PerceptualLoss(nn.Module):
     """`PerceptualLoss("alex")(x, y)`: (B, 3, H, W) in [0, 1], twice -> (B,) distances, 0 for equal pictures.
 
@@ -102,20 +116,17 @@ class PerceptualLoss(nn.Module):
         self.eval().requires_grad_(False)
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Five maps (B, C, h, w) of (B, 3, H, W) in [0, 1], each pixel's channels of length 1."""
+        """Five maps (B, C, h, w) of (B, 3, H, W) in [0, 1]."""
         x = (2 * x - 1 - self.network.scaling_layer.shift) / self.network.scaling_layer.scale
         x, maps = x.to(self.precision, memory_format=torch.channels_last), []
         for layers in self.network.net.children():
             x = layers(x)
-            values = x.float()
-            maps.append(values / (values.square().sum(1, keepdim=True) + 1e-12).sqrt())
+            maps.append(x)
         return maps
 
     def forward(self, x: Tensor, y: Tensor | list[Tensor]) -> Tensor:
         if isinstance(y, Tensor):
             with torch.no_grad():
                 y = self.features(y)
-        total = torch.zeros(x.shape[0], device=x.device)
-        for k, (a, b) in enumerate(zip(self.features(x), y, strict=True)):
-            total = total + self.network.get_submodule(f"lin{k}.model.1")((a - b).square()).mean((1, 2, 3))
-        return total
+        weights = (self.network.get_submodule(f"lin{k}.model.1").weight for k in range(len(y)))
+        return sum(map(distance, self.features(x), y, weights))

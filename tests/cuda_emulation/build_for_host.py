@@ -16,5 +16,5 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
-def compile_for_the_host(source: Path, target: Path) -> None:
-    subprocess.run([compiler(), *FLAGS, "-I", HERE, source, "-o", target], check=True)
+def compile_for_the_host(source: Path, target: Path, *options: str) -> None:
+    subprocess.run([compiler(), *FLAGS, *options, "-I", HERE, source, "-o", target], check=True)

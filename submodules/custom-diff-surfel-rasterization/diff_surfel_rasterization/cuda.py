@@ -5,6 +5,9 @@ kept between forward and backward, more where a call of the same sizes needed mo
 without gradients, reads the count back (about 30 us); the other calls queue everything without waiting, with a quarter to spare,
 and captured CUDA graphs replay with half to spare. Kernels note the greatest count in memory that the host reads (Watch). A count
 above the capacity leaves tiles empty, in the image and in its gradients alike; that is warned of at the next call.
+
+The state that autograd keeps has a size that follows from the shapes. Lists too long for it are kept beside it until the backward
+or the next forward of the same sizes, whichever comes first; in the latter case the backward makes them again.
 """
 
 import ctypes
@@ -90,6 +93,7 @@ class Watch:
         self.on_device, self.on_host = torch.zeros(1, dtype=torch.int64, device=device), host
         self.pairs = 0
         self.promised = self.captured = None  # capacity of the last call that did not wait, of the last one captured
+        self.long_lists: tuple[int, Tensor, int] | None = None  # of the last call: address of its state, ids, capacity
 
     def look(self) -> None:
         arrived = self.on_host.item()
@@ -210,7 +214,9 @@ class BackEnd:
             else:
                 capacity = pairs
             if not save or capacity > kept:
-                _ids = _allocate(call, ("ids",), (4 * capacity,), device)
+                ids = _allocate(call, ("ids",), (4 * capacity,), device)
+            if save:
+                watch.long_lists = (state.data_ptr(), ids, capacity) if capacity > kept else None
             _keys = self.keys(call, capacity, device)
             if waits:
                 self.run("surfel_cuda_list", call, dtype, device)
@@ -234,12 +240,17 @@ class BackEnd:
         device, dtype, surfels, batch = means.device, means.dtype, means.shape[1], ops.batch_size(*inputs)
         with self.on(device):
             call, _keep, key = self.prepare(inputs, width, height, near, far, cutoff, names, batch)
-            kept, capacity = _kept_capacity(batch, surfels), self.capacity(self.watches[key], batch, surfels)
+            watch = self.watches[key]
+            kept, capacity = _kept_capacity(batch, surfels), self.capacity(watch, batch, surfels)
             sizes = _list_bytes(dtype, batch, surfels, width, height, names, kept)
             end = _carve(call, LISTS, sizes, state)
             _carve(call, PIXELS, _pixel_bytes(dtype, batch, width, height, names), state, end)
             call.capacity = kept
-            if capacity > kept:  # the lists were too long to be kept: make them again
+            long_lists, watch.long_lists = watch.long_lists, None
+            if long_lists and long_lists[0] == state.data_ptr():
+                _, ids, call.capacity = long_lists
+                call.ids = ids.data_ptr()
+            elif capacity > kept:  # another call came between
                 _lists = _allocate(call, LISTS, [*sizes[:-1], 4 * capacity], device)
                 _scratch = self.scratch(call, batch, surfels, width, height, device)
                 _keys = self.keys(call, capacity, device)

@@ -22,9 +22,10 @@ template <class V> struct Similarity { V value, d_mean, d_squares, d_product; };
 
 // Moments under the window: means of x and y, of x^2 + y^2 and of x y. Derivatives are by mean_x, squares and product.
 template <class T, class V> SURFEL_FN Similarity<V> similarity(const V& mean_x, const V& mean_y, const V& squares, const V& product) {
-  const V c1(T(1e-4)), c2(T(9e-4)), two(T(2)), one(T(1));
+  const V c1(T(1e-4)), c2(T(9e-4)), two(T(2));
   const V both = mean_x * mean_x + mean_y * mean_y, cross = mean_x * mean_y;
-  const V a1 = two * cross + c1, a2 = two * (product - cross) + c2, inverse_b1 = one / (both + c1), inverse_b2 = one / (squares - both + c2);
+  const V a1 = two * cross + c1, a2 = two * (product - cross) + c2;
+  const V inverse_b1 = reciprocal(both + c1), inverse_b2 = reciprocal(squares - both + c2);
   const V inverse = inverse_b1 * inverse_b2, value = a1 * a2 * inverse;
   return {value, two * (mean_y * (a2 - a1) * inverse + mean_x * value * (inverse_b2 - inverse_b1)), negative(value * inverse_b2),
           two * a1 * inverse};

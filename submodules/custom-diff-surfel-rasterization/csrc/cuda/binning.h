@@ -56,19 +56,20 @@ __device__ __forceinline__ int for_each_tile(const Record<T>& s, const Box& box,
   return count;
 }
 
-template <class T> __global__ void __launch_bounds__(256) project_surfels(const Job<T> j) {
+template <class T> __global__ void __launch_bounds__(256, 4) project_surfels(const Job<T> j) {
   __shared__ Camera<T> camera;
-  const int n = blockIdx.x * blockDim.x + threadIdx.x, b = blockIdx.y;
-  share_camera(j, b, camera);
-  if (n >= j.surfels) return;
-  const int64_t i = int64_t(b) * j.surfels + n;
+  const int thread = blockIdx.x * blockDim.x + threadIdx.x, n = smaller(thread, j.surfels - 1), b = blockIdx.y;
+  const LoadedSurfel<T> surfel(j, b, n);
   const T* f = j.features + j.s_features * b + int64_t(n) * j.channels;
   T sum = 0;
   for (int c = 0; c < j.channels; c++) sum += f[c] * T(0);
+  share_camera(j, b, camera);
+  if (n < thread) return;
+  const int64_t i = int64_t(b) * j.surfels + n;
   Record<T> rec;
   Box box = {1, 0, 1, 0};
   int radius = 0, count = 0;
-  if (sum == T(0) && project(camera, surfel_of(j, b, n), j.near, j.cutoff, j.width, j.height, rec, box, radius)) {
+  if (sum == T(0) && project(camera, surfel.input(), j.near, j.cutoff, j.width, j.height, rec, box, radius)) {
     if (box.x0 <= box.x1 && box.y0 <= box.y1) {
       int32_t* const tiles = j.tile_count + int64_t(b) * j.tiles;
       count = for_each_tile(rec, box, j.tiles_x, [&](int t) { atomicAdd(tiles + t, 1); });
@@ -190,12 +191,12 @@ __device__ __forceinline__ void sort_keys(unsigned long long* keys, int n, int t
 
 constexpr int kSharedKeys = kWarpsPerBlock * kLongList, kLongSorters = 512;
 
-// The first `sorters` blocks take the lists of kLongList keys and more, a block each (they are the first in tile_order; past
-// kSharedKeys they are sorted in place); the others take a list for each warp.
+// The first `sorters` blocks take the long lists, a block each (they are the first in tile_order; past kSharedKeys they are sorted in
+// place); the others take a list for each warp. Long is kLongList and more, half of it where tiles are few and warps idle.
 template <class T> __global__ void __launch_bounds__(kWarpsPerBlock * kWarp) sort_lists(const Job<T> j, int sorters) {
   __shared__ unsigned long long shared[kSharedKeys];
   int lists = 0;
-  for (int c = kLongClass; c < kClasses; c++) lists += j.counters->classes[c];
+  for (int c = few_tiles(j) ? kLongClassOfFew : kLongClass; c < kClasses; c++) lists += j.counters->classes[c];
   if ((int)blockIdx.x < sorters) {
     for (int position = blockIdx.x; position < lists; position += sorters) {
       const int tile = j.tile_order[position];

@@ -7,6 +7,9 @@
 #ifndef SURFEL_LAUNCH                // tests/cuda_emulation runs the same kernels on the host
 #define SURFEL_LAUNCH(kernel, grid, block, stream, ...) (kernel)<<<grid, block, 0, stream>>>(__VA_ARGS__)
 #endif
+#ifndef SURFEL_FEW_TILES             // so many tiles count as few (tests set it to 0)
+#define SURFEL_FEW_TILES 8192
+#endif
 
 namespace surfel {
 
@@ -50,9 +53,8 @@ SURFEL_FN float fast_root(float x) {           // 1 ulp
 constexpr int kWarp = 32, kEdge = 8;           // tiles of 8x8 pixels
 constexpr int kWarpsPerBlock = 4, kRecord = 12;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr int kFewTiles = 8192;                // up to so many are drawn by two warps each
 constexpr int kClasses = 64, kClassWidth = 16; // tiles are taken longest first, by classes of list length
-constexpr int kLongClass = 33, kLongList = (kLongClass - 1) * kClassWidth;
+constexpr int kLongClass = 33, kLongClassOfFew = 17, kLongList = (kLongClass - 1) * kClassWidth;
 
 __host__ __device__ inline int length_class(int n) { return n == 0 ? 0 : n / kClassWidth + 1 < kClasses ? n / kClassWidth + 1 : kClasses - 1; }
 
@@ -133,6 +135,9 @@ template <class T> Job<T> make_job(const CudaCall& c) {
   return j;
 }
 
+// Few tiles leave most of a GPU idle: more warps go to each.
+template <class T> SURFEL_FN bool few_tiles(const Job<T>& j) { return int64_t(j.images) * j.tiles <= SURFEL_FEW_TILES; }
+
 // One camera a block, by its first thread: the double precision that placing the eye takes is slow on most GPUs.
 template <class T> __device__ __forceinline__ void share_camera(const Job<T>& j, int b, Camera<T>& shared) {
   __syncthreads();                             // no thread may still want the one before
@@ -142,10 +147,16 @@ template <class T> __device__ __forceinline__ void share_camera(const Job<T>& j,
   }
   __syncthreads();
 }
-template <class T> SURFEL_FN SurfelInput<T> surfel_of(const Job<T>& j, int b, int64_t n) {
-  return {j.means + j.s_means * b + 3 * n, j.quats + j.s_quats * b + 4 * n, j.scales + j.s_scales * b + 2 * n,
-          j.opacities[j.s_opacities * b + n]};
-}
+// A surfel's inputs, read at once: the reads do not wait for what is decided meanwhile.
+template <class T> struct LoadedSurfel {
+  T mean[3], quat[4], scale[2], opacity;
+  SURFEL_FN LoadedSurfel(const Job<T>& j, int b, int64_t n) : opacity(j.opacities[j.s_opacities * b + n]) {
+    for (int k = 0; k < 3; k++) mean[k] = j.means[j.s_means * b + 3 * n + k];
+    for (int k = 0; k < 4; k++) quat[k] = j.quats[j.s_quats * b + 4 * n + k];
+    for (int k = 0; k < 2; k++) scale[k] = j.scales[j.s_scales * b + 2 * n + k];
+  }
+  SURFEL_FN SurfelInput<T> input() const { return {mean, quat, scale, opacity}; }
+};
 template <class T> SURFEL_FN T level_of(T log2_opacity) { return T(1.3862943611198906) * (log2_opacity + T(7.994353436858858)); }
 
 // Records are 16-byte aligned in memory and move four numbers at a time.

@@ -27,14 +27,18 @@ template <class T> void list_pairs(const CudaCall& c, cudaStream_t stream) {
   SURFEL_LAUNCH(sort_lists<T>, sorters + blocks_for(tiles, kWarpsPerBlock), kWarpsPerBlock * kWarp, stream, j, sorters);
 }
 
-template <class T, int F, bool kAux, int P> void launch_tiles(const Job<T>& j, int first, bool backward, cudaStream_t stream) {
-  auto* const kernel = backward ? &backward_tiles<T, F, kAux, P> : &forward_tiles<T, F, kAux, P>;
-  const int64_t warps = int64_t(j.images) * j.tiles * (2 / P);
-  SURFEL_LAUNCH(kernel, blocks_for(warps, kWarpsPerBlock), kWarpsPerBlock * kWarp, stream, j, first);
+template <int P, class T, class Kernel> void launch_tiles(Kernel* kernel, const Job<T>& j, int first, cudaStream_t stream) {
+  const int64_t groups = int64_t(j.images) * j.tiles * Group<P>::kPerTile;
+  SURFEL_LAUNCH(kernel, blocks_for(groups, Group<P>::kPerBlock), kWarpsPerBlock * kWarp, stream, j, first);
 }
 template <class T, int F, bool kAux> void launch_tiles(const Job<T>& j, int first, bool backward, cudaStream_t stream) {
-  const bool few = int64_t(j.images) * j.tiles <= kFewTiles;
-  few ? launch_tiles<T, F, kAux, 1>(j, first, backward, stream) : launch_tiles<T, F, kAux, 2>(j, first, backward, stream);
+  constexpr int kMany = sizeof(T) == sizeof(float) && !kAux ? 4 : 2;     // more would not fit in the registers
+  if (few_tiles(j))
+    launch_tiles<1>(backward ? &backward_tiles<T, F, kAux, 1> : &forward_tiles<T, F, kAux, 1>, j, first, stream);
+  else if (backward)
+    launch_tiles<kMany>(&backward_tiles<T, F, kAux, kMany>, j, first, stream);
+  else
+    launch_tiles<2>(&forward_tiles<T, F, kAux, 2>, j, first, stream);
 }
 
 // All channels: by a template of their number, or eight at a time. The aux maps go with the first.
@@ -117,8 +121,7 @@ template <class T> void loss_forward(const LossCall& c, cudaStream_t stream) {
 template <class T> void loss_backward(const LossCall& c, cudaStream_t stream) {
   const auto in = [](const void* p) { return static_cast<const T*>(p); };
   const dim3 grid(blocks_for(c.width * c.height, kLossThreads * kLossPixels), (int)(c.batch * c.channels));
-  SURFEL_LAUNCH(loss_gradient<T>, grid, kLossThreads, stream, loss_job(c), in(c.image), in(c.target), in(c.weight),
-                in(c.d_similarity), in(c.g_ssim), in(c.g_l1), static_cast<T*>(c.d_image));
+  SURFEL_LAUNCH(loss_gradient<T>, grid, kLossThreads, stream, loss_job(c), in(c.weight), in(c.d_similarity), in(c.g_ssim), in(c.g_l1), static_cast<T*>(c.d_image));
 }
 
 }  // namespace

@@ -13,41 +13,68 @@ struct LossJob { int channels, width, height, weights, tiles_x, tiles; int64_t s
 constexpr int kLossThreads = 256;
 constexpr int larger_of(int a, int b) { return a < b ? b : a; }
 
-// Calls weigh(i, value) for the inputs of `kLength` windows that begin at `from`, `step` apart, and returns their sums in `out`.
-template <int kLength, class T, class Value>
-__device__ __forceinline__ void slide(T* out, Value value) {
+// kMaps maps under kLength neighbouring windows: read(i, v) gives their numbers at place i of the kLength + 10.
+template <int kMaps, int kLength, class T, class Read>
+__device__ __forceinline__ void slide(T (*out)[kLength], Read read) {
 #pragma unroll
-  for (int i = 0; i < kLength; i++) out[i] = T(0);
+  for (int q = 0; q < kMaps; q++)
+#pragma unroll
+    for (int k = 0; k < kLength; k++) out[q][k] = T(0);
 #pragma unroll
   for (int i = 0; i < kLength + kReach; i++) {
-    const T v = value(i);
+    T v[kMaps];
+    read(i, v);
 #pragma unroll
     for (int k = 0; k < kLength; k++)
-      if (i - k >= 0 && i - k < kWindow) out[k] = fma(v, window_weight<T>(i - k), out[k]);
+      if (i - k >= 0 && i - k < kWindow)
+#pragma unroll
+        for (int q = 0; q < kMaps; q++) out[q][k] = fma(v[q], window_weight<T>(i - k), out[q][k]);
   }
+}
+
+// The sign of the difference, -1, 0 or 1, travels in the last two bits of the gradient of the similarity (an error of 4e-7 in it):
+// backward need not read the pictures again.
+SURFEL_FN float with_sign(float value, int sign) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  bits = (bits & ~3u) | uint32_t(sign + 1);
+  memcpy(&value, &bits, 4);
+  return value;
+}
+SURFEL_FN double with_sign(double value, int sign) {
+  uint64_t bits;
+  memcpy(&bits, &value, 8);
+  bits = (bits & ~uint64_t(3)) | uint64_t(sign + 1);
+  memcpy(&value, &bits, 8);
+  return value;
+}
+template <class T> SURFEL_FN int sign_of(T value) {          // the low half of either type comes first
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return int(bits & 3u) - 1;
 }
 
 template <class T, bool kGradient> struct LossTile {
   static constexpr int kOut = sizeof(T) == 4 ? 32 : 16;              // pixels a side
   static constexpr int kMap = kOut + (kGradient ? kReach : 0);       // similarities a side, of windows that begin here
   static constexpr int kIn = kMap + kReach;
-  static constexpr int kAcross = 11, kPieces = (kMap + kAcross - 1) / kAcross;     // first blur along x: a thread's piece of a row
-  static constexpr int kDown = kMap == 42 ? 7 : kMap == 26 ? 13 : 4;               // then along y, of a column
+  static constexpr int kDown = 11, kPieces = (kMap + kDown - 1) / kDown;           // first blur along y: a thread's piece of a column
+  static constexpr int kAcross = kMap == 42 ? 7 : kMap == 26 ? 13 : 4;             // then along x, of a row
   static constexpr int kBackAcross = kOut / 2, kBackDown = 4;                      // and of the derivatives
   // odd distances between rows: no bank conflicts where neighbouring threads have neighbouring rows
-  static constexpr int kInPitch = (kPieces * kAcross + kReach) | 1, kPitch = kMap | 1, kOutPitch = kOut | 1;
-  static constexpr int kFirst = larger_of(2 * kIn * kInPitch, kGradient ? 3 * kMap * kPitch : 0);
-  static constexpr int kSecond = larger_of(2 * kIn * kPitch, kGradient ? 3 * kMap * kOutPitch : 0);
-  static_assert(kMap % kDown == 0 && kMap / kDown * kMap <= kLossThreads && kPieces * kIn <= kLossThreads, "one piece a thread");
+  static constexpr int kInPitch = kIn | 1, kPitch = kMap | 1, kOutPitch = kOut | 1;
+  static constexpr int kMoments = 4 * kMap * kInPitch, kSlopes = kGradient ? 3 * kMap * kPitch : 0;
+  static constexpr int kShared = larger_of(kMoments, kSlopes + (kGradient ? 3 * kMap * kOutPitch : 0));
+  static_assert(kMap % kAcross == 0 && kMap / kAcross * kMap <= kLossThreads && kPieces * kIn <= kLossThreads, "one piece a thread");
   static_assert(6 * kMap <= kLossThreads && kOut / kBackDown * kOut <= kLossThreads, "one piece a thread");
 };
 
 // partial (blocks, 1 + weights): the block's sums of similarities and of weight times |x - y|.
 template <class T, bool kGradient>
-__global__ void __launch_bounds__(kLossThreads, 3)
+__global__ void __launch_bounds__(kLossThreads, 4)
 loss_tiles(const LossJob j, const T* image, const T* target, const T* weight, T* gradient, T* partial) {
   using L = LossTile<T, kGradient>;
-  __shared__ T first[L::kFirst], second[L::kSecond], warp_sums[kLossThreads / kWarp];
+  __shared__ T buffer[L::kShared], warp_sums[kLossThreads / kWarp];
   const int thread = threadIdx.x, plane = blockIdx.y, tile = blockIdx.x;
   const int x0 = tile % j.tiles_x * L::kOut, y0 = tile / j.tiles_x * L::kOut;
   const int begin_x = kGradient ? x0 - kReach : x0, begin_y = kGradient ? y0 - kReach : y0;      // the first window's corner
@@ -55,61 +82,49 @@ loss_tiles(const LossJob j, const T* image, const T* target, const T* weight, T*
   image += plane * area;
   target += plane * area;
 
-  T* const xs = first;
-  T* const ys = first + L::kIn * L::kInPitch;
-  for (int i = thread; i < L::kIn * L::kIn; i += kLossThreads) {
-    const int row = i / L::kIn, column = i - row * L::kIn, y = begin_y + row, x = begin_x + column;
-    const bool inside = x >= 0 && y >= 0 && x < j.width && y < j.height;
-    const int64_t at = int64_t(y) * j.width + x;
-    xs[row * L::kInPitch + column] = inside ? image[at] : T(0);
-    ys[row * L::kInPitch + column] = inside ? target[at] : T(0);
+  // Means of x, y, x^2 + y^2 and x y under the window: along y into shared memory, along x into registers.
+  if (thread < L::kIn * L::kPieces) {
+    const int column = thread % L::kIn, top = thread / L::kIn * L::kDown, x = begin_x + column, y = begin_y + top;
+    const bool inside_x = (unsigned)x < (unsigned)j.width;
+    T down[4][L::kDown];
+    slide<4, L::kDown>(down, [&](int i, T* v) {
+      const bool inside = inside_x && (unsigned)(y + i) < (unsigned)j.height;
+      const int at = (y + i) * j.width + x;
+      const T a = inside ? image[at] : T(0), b = inside ? target[at] : T(0);
+      v[0] = a;
+      v[1] = b;
+      v[2] = fma(a, a, b * b);
+      v[3] = a * b;
+    });
+#pragma unroll
+    for (int k = 0; k < L::kDown; k++)
+      if (top + k < L::kMap)
+#pragma unroll
+        for (int q = 0; q < 4; q++) buffer[(q * L::kMap + top + k) * L::kInPitch + column] = down[q][k];
   }
   __syncthreads();
+  const int row = thread % L::kMap, left = thread / L::kMap * L::kAcross;
+  const bool has_windows = thread < L::kMap * (L::kMap / L::kAcross);
+  T moments[4][L::kAcross];
+  if (has_windows)
+    slide<4, L::kAcross>(moments, [&](int i, T* v) {
+#pragma unroll
+      for (int q = 0; q < 4; q++) v[q] = buffer[(q * L::kMap + row) * L::kInPitch + left + i];
+    });
+  __syncthreads();
 
-  // Means of x and y, then of x^2 + y^2 and x y: along x into `second`, along y into registers.
-  T* const across0 = second;
-  T* const across1 = second + L::kIn * L::kPitch;
-  const int column = thread % L::kMap, top = thread / L::kMap * L::kDown;
-  const bool has_windows = thread < L::kMap * (L::kMap / L::kDown);
-  T moments[4][L::kDown];
-#pragma unroll
-  for (int pass = 0; pass < 2; pass++) {
-    if (thread < L::kIn * L::kPieces) {
-      const int row = thread % L::kIn, left = thread / L::kIn * L::kAcross;
-      const T* const x = xs + row * L::kInPitch + left;
-      const T* const y = ys + row * L::kInPitch + left;
-      T out[L::kAcross];
-#pragma unroll
-      for (int q = 0; q < 2; q++) {
-        if (pass == 0)
-          slide<L::kAcross>(out, [&](int i) { return q == 0 ? x[i] : y[i]; });
-        else
-          slide<L::kAcross>(out, [&](int i) { return q == 0 ? fma(x[i], x[i], y[i] * y[i]) : x[i] * y[i]; });
-        T* const to = (q == 0 ? across0 : across1) + row * L::kPitch + left;
-#pragma unroll
-        for (int k = 0; k < L::kAcross; k++)
-          if (left + k < L::kMap) to[k] = out[k];
-      }
-    }
-    __syncthreads();
-    if (has_windows) {
-      slide<L::kDown>(moments[2 * pass], [&](int i) { return across0[(top + i) * L::kPitch + column]; });
-      slide<L::kDown>(moments[2 * pass + 1], [&](int i) { return across1[(top + i) * L::kPitch + column]; });
-    }
-    if (pass == 0) __syncthreads();
-  }
-
-  T* const slopes = first;                       // the pixels are no longer needed
+  T* const slopes = buffer;                      // in place of the means
+  T* const back = buffer + L::kSlopes;
   T similar = 0;
   if (has_windows) {
 #pragma unroll
-    for (int k = 0; k < L::kDown; k++) {
-      const int row = top + k, x = begin_x + column, y = begin_y + row;
+    for (int k = 0; k < L::kAcross; k++) {
+      const int x = begin_x + left + k, y = begin_y + row;
       const bool inside = x >= 0 && y >= 0 && x < j.width - kReach && y < j.height - kReach;
       const Similarity<T> s = similarity<T>(moments[0][k], moments[1][k], moments[2][k], moments[3][k]);
       if (inside && x >= x0 && y >= y0) similar += s.value;
       if (kGradient) {
-        T* const to = slopes + row * L::kPitch + column;
+        T* const to = slopes + row * L::kPitch + left + k;
         to[0] = inside ? s.d_mean : T(0);
         to[L::kMap * L::kPitch] = inside ? s.d_squares : T(0);
         to[2 * L::kMap * L::kPitch] = inside ? s.d_product : T(0);
@@ -121,11 +136,11 @@ loss_tiles(const LossJob j, const T* image, const T* target, const T* weight, T*
   if (kGradient && thread < 6 * L::kMap) {       // a row of one of the three, in two halves
     const int row = thread % L::kMap, which = thread / L::kMap, q = which / 2, left = which % 2 * L::kBackAcross;
     const T* const from = slopes + (q * L::kMap + row) * L::kPitch + left;
-    T* const to = second + (q * L::kMap + row) * L::kOutPitch + left;
-    T out[L::kBackAcross];
-    slide<L::kBackAcross>(out, [&](int i) { return from[i]; });
+    T* const to = back + (q * L::kMap + row) * L::kOutPitch + left;
+    T out[1][L::kBackAcross];
+    slide<1, L::kBackAcross>(out, [&](int i, T* v) { v[0] = from[i]; });
 #pragma unroll
-    for (int k = 0; k < L::kBackAcross; k++) to[k] = out[k];
+    for (int k = 0; k < L::kBackAcross; k++) to[k] = out[0][k];
   }
   __syncthreads();
 
@@ -135,9 +150,10 @@ loss_tiles(const LossJob j, const T* image, const T* target, const T* weight, T*
   if (has_pixels) {
     T spread[3][L::kBackDown];
     if (kGradient)
+      slide<3, L::kBackDown>(spread, [&](int i, T* v) {
 #pragma unroll
-      for (int q = 0; q < 3; q++)
-        slide<L::kBackDown>(spread[q], [&](int i) { return second[(q * L::kMap + own_row + i) * L::kOutPitch + thread % L::kOut]; });
+        for (int q = 0; q < 3; q++) v[q] = back[(q * L::kMap + own_row + i) * L::kOutPitch + thread % L::kOut];
+      });
     const T scale = T(1) / (T(j.channels) * T(j.width - kReach) * T(j.height - kReach));
 #pragma unroll
     for (int k = 0; k < L::kBackDown; k++) {
@@ -145,7 +161,9 @@ loss_tiles(const LossJob j, const T* image, const T* target, const T* weight, T*
       const int64_t at = int64_t(y0 + own_row + k) * j.width + own_x;
       const T x = image[at], y = target[at];
       difference[k] = x < y ? y - x : x - y;
-      if (kGradient) gradient[plane * area + at] = scale * (spread[0][k] + fma(y, spread[2][k], T(2) * x * spread[1][k]));
+      if (kGradient)
+        gradient[plane * area + at] =
+            with_sign(scale * (spread[0][k] + fma(y, spread[2][k], T(2) * x * spread[1][k])), (x > y) - (x < y));
     }
   }
 
@@ -194,7 +212,7 @@ template <class T> __global__ void __launch_bounds__(kLossThreads) loss_sums(con
 constexpr int kLossPixels = 4;                   // a thread
 
 template <class T> __global__ void __launch_bounds__(kLossThreads)
-loss_gradient(const LossJob j, const T* image, const T* target, const T* weight, const T* similarity, const T* g_ssim, const T* g_l1,
+loss_gradient(const LossJob j, const T* weight, const T* similarity, const T* g_ssim, const T* g_l1,
               T* out) {
   const int plane = blockIdx.y, b = plane / j.channels;
   const int64_t area = int64_t(j.width) * j.height, first = int64_t(blockIdx.x) * (kLossThreads * kLossPixels) + threadIdx.x;
@@ -203,12 +221,12 @@ loss_gradient(const LossJob j, const T* image, const T* target, const T* weight,
   for (int i = 0; i < kLossPixels; i++) {
     const int64_t pixel = first + i * kLossThreads, at = plane * area + pixel;
     if (pixel >= area) continue;
-    const T x = image[at], y = target[at];
+    const T s = similarity[at];
     T l1 = 0;
     if (g_l1)
       for (int q = 0; q < j.weights; q++)
         l1 = fma(g_l1[b * j.weights + q], weight ? weight[j.s_weight * b + q * area + pixel] : T(1), l1);
-    out[at] = fma(through_ssim, similarity[at], x == y ? T(0) : x < y ? -l1 * scale : l1 * scale);
+    out[at] = fma(through_ssim, s, l1 * scale * T(sign_of(s)));
   }
 }
 

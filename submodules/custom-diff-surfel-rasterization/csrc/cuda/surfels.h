@@ -14,12 +14,19 @@ template <class T> __global__ void __launch_bounds__(128) surfel_gradients(const
     share_camera(j, b, camera);
     if (n >= j.surfels) continue;
     const int64_t i = int64_t(b) * j.surfels + n;
-    const T* const from = j.sums + i * j.geometry_sums;
+    const LoadedSurfel<T> surfel(j, b, n);
+    const Four<T>* const from = reinterpret_cast<const Four<T>*>(j.sums + i * j.geometry_sums);
     T sums[kGeometrySums] = {};
     bool touched = false;                      // a culled surfel may hold NaN
-    for (int k = 0; k < j.geometry_sums; k++) touched |= (sums[k] = from[k]) != T(0);
+#pragma unroll
+    for (int q = 0; q < kGeometrySums / 4; q++) {
+      if (4 * q >= j.geometry_sums) break;
+      const Four<T> four = from[q];
+#pragma unroll
+      for (int k = 0; k < 4; k++) touched |= (sums[4 * q + k] = four.v[k]) != T(0);
+    }
     SurfelGradient<T> g{};
-    if (touched) project_backward(camera, surfel_of(j, b, n), j.near, j.width, j.height, sums, g);
+    if (touched) project_backward(camera, surfel.input(), j.near, j.width, j.height, sums, g);
     for (int k = 0; k < 3; k++) shared.mean[k] += g.mean[k];
     for (int k = 0; k < 4; k++) shared.quat[k] += g.quat[k];
     for (int k = 0; k < 2; k++) shared.scale[k] += g.scale[k];
