@@ -3,7 +3,8 @@
     python benchmarks/gpu_check.py [--no-build] [--skip-checks] [--skip-times] [--sanitizer]
 
 Needs torch with CUDA, and nvcc for the build (into build/gpu_check, nothing is installed). Exit code 1 when a check fails.
-Times are medians of device time between CUDA events, everything included (projection, lists, drawing; gradients of all inputs).
+Times are medians between CUDA events, everything included (projection, lists, drawing; gradients of all inputs): launched from
+Python, replayed as a graph, and the device's own time, that of the kernels.
 """
 
 from __future__ import annotations
@@ -128,6 +129,8 @@ def check_properties(check: Checks) -> None:
     with torch.no_grad():
         image = rasterize_surfels(**big).features
         check.row("inference gives the same image bit for bit", torch.equal(image, on_gpu[0]["features"]))
+        as_bytes = rasterize_surfels(**big, as_bytes=True).features
+        check.row("the image as bytes is its rounding", torch.equal(as_bytes, (image * 255 + 0.5).clamp(0, 255).byte()))
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -223,6 +226,20 @@ def milliseconds(call, repeats: int = 30, before=lambda: None) -> float:
     return statistics.median(times)
 
 
+def kernels(call, repeats: int = 10) -> dict[str, float]:
+    """Microseconds of device time a call, by kernel, longest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    call()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        for _ in range(repeats):
+            call()
+        torch.cuda.synchronize()
+    events = sorted(recorded.key_averages(), key=lambda e: -e.device_time_total)
+    return {e.key: e.device_time_total / repeats for e in events if e.device_time_total}
+
+
 def time_scene(batch: int, count: int, channels: int, aux=(), sigma: float = 1.5, profile: bool = False) -> None:
     from diff_surfel_rasterization import rasterize_surfels
     from rasterizer import head_scene
@@ -265,17 +282,11 @@ def time_scene(batch: int, count: int, channels: int, aux=(), sigma: float = 1.5
     timed = f"forward {forward_ms:6.3f}  backward {backward_ms:6.3f}  inference {inference_ms:6.3f}  graph {replay_ms:6.3f} ms"
     print(f"{what}: {timed}  peak {peak:5.0f} MiB", flush=True)
     if profile:
-        from torch.profiler import ProfilerActivity
-        from torch.profiler import profile as record
-
-        with record(activities=[ProfilerActivity.CUDA]) as recorded:
-            for _ in range(10):
-                prepare()
-                forward()
-                backward()
-            torch.cuda.synchronize()
-        for event in sorted(recorded.key_averages(), key=lambda e: -e.device_time_total)[:14]:
-            print(f"      {event.device_time_total / 10:9.1f} us a step   {event.count / 10:4.1f} x {event.key[:90]}")
+        first, both = kernels(forward), kernels(lambda: (prepare(), forward(), backward()))
+        once, twice = (sum(times.values()) / 1000 for times in (first, both))
+        print(f"      kernels: forward {once:.3f}  backward {twice - once:.3f} ms")
+        for name, us in both.items():
+            print(f"      {us:9.1f} us {name[:90]}")
 
 
 def time_loss() -> None:

@@ -164,6 +164,8 @@ def test_one_warp_a_tile_and_two_give_the_same_image(monkeypatch):
     few, out = rasterize_surfels(**arguments, aux=AUX), rasterize_surfels(**many, aux=AUX)
     for name, image in maps(few, AUX).items():
         assert torch.equal(maps(out, AUX)[name][-1:], image), name
+    few, out = rasterize_surfels(**arguments, as_bytes=True), rasterize_surfels(**many, as_bytes=True)
+    assert torch.equal(out.features[-1:], few.features) and few.features.dtype == torch.uint8
 
 
 def test_sh_with_gradients_equals_the_reference_with_one_set_or_one_for_each_image():

@@ -87,10 +87,26 @@ def test_aux_maps_not_asked_for_are_none():
     assert out.normal.shape == (1, 3, 29, 37) and out.depth is None and out.median_depth is None and out.distortion is None
 
 
+def test_bytes_are_the_rounded_and_clamped_features():
+    arguments = scene(channels=7, batch=2, dtype=torch.float32)
+    arguments["features"] = 2.5 * arguments["features"] - 0.5
+    want = rasterize_surfels(**arguments, aux="depth")
+    got = rasterize_surfels(**arguments, aux="depth", as_bytes=True)
+    assert got.features.dtype == torch.uint8 and torch.equal(got.depth, want.depth) and torch.equal(got.alpha, want.alpha)
+    assert torch.equal(got.features, (want.features * 255 + 0.5).clamp(0, 255).to(torch.uint8))
+    assert 0 < (got.features == 0).float().mean() < 1 and (got.features == 255).any()
+
+
+def test_bytes_have_no_gradient_and_say_so():
+    with pytest.raises(ValueError, match="as_bytes is for drawing without gradients"):
+        rasterize_surfels(**leaves(scene()), as_bytes=True)
+
+
 def op_arguments(arguments, save, aux="depth,distortion"):
     tensors = [arguments[name] for name in (*LEAVES[:5], "viewmats", "Ks")]
     screen = torch.zeros(*arguments["means"].shape[:2], 2, dtype=arguments["means"].dtype, requires_grad=save)
-    return *tensors, arguments["background"][None], screen, arguments["width"], arguments["height"], 0.2, 100.0, "exact", aux, save
+    size = arguments["width"], arguments["height"]
+    return *tensors, arguments["background"][None], screen, *size, 0.2, 100.0, "exact", aux, False, save
 
 
 def op_call(arguments, save):

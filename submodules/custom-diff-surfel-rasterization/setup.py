@@ -140,4 +140,7 @@ def sources(folder: Path, pattern: str) -> list[str]:
 extensions = [Extension("diff_surfel_rasterization.libsurfel_cpu", sources(CSRC, "*.cpp"))]
 if find_nvcc():
     extensions.append(Extension("diff_surfel_rasterization.libsurfel_cuda", sources(CUDA_SOURCE.parent, "*.cu")))
+else:  # a library that an earlier build with nvcc left in build/ would be installed too
+    for stale in ROOT.glob("build/lib*/diff_surfel_rasterization/libsurfel_cuda.so"):
+        stale.unlink()
 setup(ext_modules=extensions, cmdclass={"build_ext": BuildLibrary})

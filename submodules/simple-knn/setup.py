@@ -41,4 +41,6 @@ if NVCC:
     setup(ext_modules=[Extension("simple_knn.libknn_cuda", ["csrc/knn.cu"])], cmdclass={"build_ext": BuildKernel})
 else:
     print("simple-knn: nvcc is not on PATH, so this build is for the CPU only")
+    for stale in SOURCE.parents[1].glob("build/lib*/simple_knn/libknn_cuda.so"):  # left by an earlier build with nvcc
+        stale.unlink()
     setup()

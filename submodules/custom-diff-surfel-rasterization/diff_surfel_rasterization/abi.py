@@ -18,7 +18,7 @@ def fields(kind, names: str) -> list:
 
 class Call(ctypes.Structure):
     _fields_ = (
-        fields(I64, "batch surfels channels width height aux cutoff threads")
+        fields(I64, "batch surfels channels width height aux cutoff threads as_bytes")
         + fields(DOUBLE, "near far")
         + fields(I64, " ".join(f"s_{name}" for name in INPUTS))
         + fields(POINTER, " ".join(INPUTS))

@@ -47,12 +47,14 @@ def _check(status: int) -> None:
 
 @ops.forward_op.register_kernel("cpu")
 def _forward(
-    means, quats, scales, opacities, features, viewmats, Ks, background, screen, width, height, near, far, cutoff, aux, save
-):
+    means, quats, scales, opacities, features, viewmats, Ks, background, screen,
+    width, height, near, far, cutoff, aux, as_bytes, save,
+):  # fmt: skip
     inputs, names = (means, quats, scales, opacities, features, viewmats, Ks, background), ops.split_aux(aux)
-    outputs = ops.empty_outputs(*inputs, width, height, names, save)
+    outputs = ops.empty_outputs(*inputs, width, height, names, as_bytes, save)
     batch = outputs[0].shape[0]
     call, _keep = abi.make_call(inputs, width, height, near, far, cutoff, names, batch, torch.get_num_threads())
+    call.as_bytes = as_bytes
     abi.fill(call, abi.MAPS, outputs[:6], "out_")
     abi.fill(call, ("radii", "state"), outputs[6:])
     _check(_library.surfel_forward(ctypes.byref(call), int(means.dtype == torch.float64)))

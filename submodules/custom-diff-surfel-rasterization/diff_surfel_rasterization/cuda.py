@@ -179,15 +179,16 @@ class BackEnd:
 
     def forward(
         self, means, quats, scales, opacities, features, viewmats, Ks, background, screen,
-        width, height, near, far, cutoff, aux, save,
+        width, height, near, far, cutoff, aux, as_bytes, save,
     ):  # fmt: skip
         inputs, names = (means, quats, scales, opacities, features, viewmats, Ks, background), ops.split_aux(aux)
         device, dtype, surfels = means.device, means.dtype, means.shape[1]
         with self.on(device):
-            outputs = ops.empty_outputs(*inputs, width, height, names, save)
+            outputs = ops.empty_outputs(*inputs, width, height, names, as_bytes, save)
             batch, state = outputs[0].shape[0], outputs[-1]
             call, _keep, key = self.prepare(inputs, width, height, near, far, cutoff, names, batch)
             watch, new = self.watch(call, key)
+            call.call.as_bytes = as_bytes
             abi.fill(call.call, abi.MAPS, outputs[:6], "out_")
             call.call.radii = abi.pointer(outputs[6])
             kept = _kept_capacity(batch, surfels)

@@ -27,12 +27,13 @@ def batch_size(*tensors: Tensor | None) -> int:
 STATE_BYTES = {}
 
 
-def empty_outputs(means, quats, scales, opacities, features, viewmats, Ks, background, width, height, aux, save):
+def empty_outputs(means, quats, scales, opacities, features, viewmats, Ks, background, width, height, aux, as_bytes, save):
     """Uninitialised outputs of the forward op: features, alpha, depth, normal, median_depth, distortion, radii, state."""
     batch = batch_size(means, quats, scales, opacities, features, viewmats, Ks, background)
     planes = {"features": features.shape[2], "alpha": 1, "depth": 1, "normal": 3, "median_depth": 1, "distortion": 1}
+    kinds = {"features": torch.uint8} if as_bytes else {}
     images = [
-        means.new_empty(batch, count, height, width) if name in ("features", "alpha", *aux) else means.new_empty(0)
+        means.new_empty((batch, count, height, width) if name in ("features", "alpha", *aux) else 0, dtype=kinds.get(name))
         for name, count in planes.items()
     ]
     radii = means.new_empty(batch, means.shape[1], dtype=torch.int32)
@@ -65,7 +66,7 @@ forward_op = torch.library.custom_op(
     no_kernel("rasterize"),
     mutates_args=(),
     device_types=(),
-    schema=f"({_INPUTS}, Tensor? screen, {_VIEW}, bool save) -> "
+    schema=f"({_INPUTS}, Tensor? screen, {_VIEW}, bool as_bytes, bool save) -> "
     "(Tensor features, Tensor alpha, Tensor depth, Tensor normal, Tensor median_depth, Tensor distortion, "
     "Tensor radii, Tensor state)",
 )
@@ -93,8 +94,10 @@ sh_backward_op = torch.library.custom_op(
 
 
 @forward_op.register_fake
-def _(means, quats, scales, opacities, features, viewmats, Ks, background, screen, width, height, near, far, cutoff, aux, save):
-    return empty_outputs(means, quats, scales, opacities, features, viewmats, Ks, background, width, height, split_aux(aux), save)
+def _(means, quats, scales, opacities, features, viewmats, Ks, background, screen, width, height, near, far, cutoff, aux, as_bytes,
+      save):  # fmt: skip
+    inputs = (means, quats, scales, opacities, features, viewmats, Ks, background)
+    return empty_outputs(*inputs, width, height, split_aux(aux), as_bytes, save)
 
 
 @backward_op.register_fake
@@ -116,14 +119,14 @@ def _(grad, means, sh, viewmats, degree):
 def _forward_context(ctx, inputs, output):
     means, quats, scales, opacities, features, viewmats, Ks, background, screen, *view = inputs
     ctx.set_materialize_grads(False)
-    ctx.has_screen, ctx.view = screen is not None, view[:-1]
+    ctx.has_screen, ctx.view = screen is not None, view[:-2]
     ctx.save_for_backward(means, quats, scales, opacities, features, viewmats, Ks, background, output[-1])
 
 
 def _forward_gradient(ctx, *grads):
     *tensors, state = ctx.saved_tensors
     incoming = [g if g is not None and g.numel() else None for g in grads[:6]]
-    nothing = [None] * 7  # width .. save
+    nothing = [None] * 8  # width .. save
     if all(g is None for g in incoming):
         return (*[None] * 9, *nothing)
     *gradients, background, screen = backward_op(incoming, *tensors, state, *ctx.view)

@@ -13,8 +13,8 @@ from . import ops
 class SurfelImages:
     """What `rasterize_surfels` returns; aux maps that were not asked for are None.
 
-    features (B, F, H, W); alpha (B, 1, H, W); depth, median_depth, distortion (B, 1, H, W); normal (B, 3, H, W), camera space;
-    radii (B, N) int32, 3-sigma radius in pixels, 0 for surfels that touch no pixel.
+    features (B, F, H, W), uint8 with `as_bytes`; alpha (B, 1, H, W); depth, median_depth, distortion (B, 1, H, W); normal
+    (B, 3, H, W), camera space; radii (B, N) int32, 3-sigma radius in pixels, 0 for surfels that touch no pixel.
     """
 
     features: Tensor
@@ -136,7 +136,7 @@ def check_arguments(
     return SurfelCall(**{**cast, **optional}, batch=batch, aux=aux, **view)
 
 
-def draw(c: SurfelCall, screen: Tensor | None) -> SurfelImages:
+def draw(c: SurfelCall, screen: Tensor | None, as_bytes: bool = False) -> SurfelImages:
     """Runs the op. `screen` (B, N, 2): its values are not used; its gradient is the densification signal (see `screen_grad`)."""
     payload = c.features
     if c.sh is not None:
@@ -146,9 +146,11 @@ def draw(c: SurfelCall, screen: Tensor | None) -> SurfelImages:
             payload = torch.cat([t.expand(ops.batch_size(*parts), -1, -1) for t in parts], dim=2)
     inputs = (c.means, c.quats, c.scales, c.opacities, payload, c.viewmats, c.Ks, c.background)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*inputs, screen))
+    if save and as_bytes:
+        raise ValueError("as_bytes is for drawing without gradients: call it under torch.no_grad() or with detached inputs")
     if save and screen is None and not torch.compiler.is_compiling():  # a compiled graph cannot hand out a new leaf
         screen = c.means.new_zeros(c.batch, c.means.shape[1], 2).requires_grad_()
-    out = ops.forward_op(*inputs, screen, c.width, c.height, c.near, c.far, c.cutoff, ",".join(c.aux), save)
+    out = ops.forward_op(*inputs, screen, c.width, c.height, c.near, c.far, c.cutoff, ",".join(c.aux), as_bytes, save)
     named = dict(zip(("features", "alpha", *ops.AUX_NAMES, "radii"), out, strict=False))
     named |= {name: None for name in ops.AUX_NAMES if name not in c.aux}
     return SurfelImages(**named, _screen=screen)
@@ -170,6 +172,7 @@ def rasterize_surfels(
     near: float = 0.2,
     far: float = 100.0,
     cutoff: str = "exact",
+    as_bytes: bool = False,
 ) -> SurfelImages:
     """Draws B images of N surfels: every channel of the payload, and the aux maps, in one pass; differentiable.
 
@@ -180,7 +183,8 @@ def rasterize_surfels(
     (B, F) or None for zeros. aux: any of "depth" (sum of weight times depth), "normal" (camera space, facing the camera),
     "median_depth", "distortion". `near` culls centres and single intersections; `far` only scales the distortion.
     cutoff: "exact" blends a surfel wherever its alpha reaches 1/255; "2dgs" only in the 16x16 tiles that its 3-sigma square
-    touches, as the 2DGS rasterizer does. A leading size of 1 is shared by all images, its gradient summed.
+    touches, as the 2DGS rasterizer does. as_bytes: features come as uint8, 255 for 1, rounded and clamped, for drawing without
+    gradients. A leading size of 1 is shared by all images, its gradient summed.
 
     Work is done in float64 when `means` is float64, else in float32 (float16 and bfloat16 are cast); images have that dtype.
     Surfels with a NaN or infinity in any input are left out. Gradients flow to everything but cameras. ValueError names the
@@ -189,4 +193,4 @@ def rasterize_surfels(
     c = check_arguments(
         means, quats, scales, opacities, features, viewmats, Ks, width, height, background, sh_degree, aux, near, far, cutoff
     )
-    return draw(c, None)
+    return draw(c, None, as_bytes)

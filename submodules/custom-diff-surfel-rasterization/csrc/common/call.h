@@ -3,9 +3,10 @@
 #include <cstdint>
 
 // Mirrored by abi.py. Pointers are to contiguous arrays of the call's scalar type; strides are in elements between images, 0 when
-// all images share the array. Outputs that are not wanted are null. Gradient outputs come zeroed.
+// all images share the array. Outputs that are not wanted are null; `as_bytes`: out_features holds uint8, 255 for 1. Gradient outputs
+// come zeroed.
 struct Call {
-  int64_t batch, surfels, channels, width, height, aux, cutoff, threads;
+  int64_t batch, surfels, channels, width, height, aux, cutoff, threads, as_bytes;
   double near, far;
   int64_t s_means, s_quats, s_scales, s_opacities, s_features, s_viewmats, s_Ks, s_background;
   const void *means, *quats, *scales, *opacities, *features, *viewmats, *Ks, *background;

@@ -9,6 +9,7 @@
 // so is the place on the screen (exact_pixel).
 #pragma once
 #include <cmath>
+#include <cstdint>
 #include "types.h"
 
 #ifdef __CUDACC__
@@ -58,6 +59,8 @@ template <class T> SURFEL_FN void place_eye(Camera<T>& cam) {
 template <class T> SURFEL_FN T smaller(T a, T b) { return b < a ? b : a; }
 template <class T> SURFEL_FN T larger(T a, T b) { return a < b ? b : a; }
 template <class T> SURFEL_FN T absolute(T a) { return a < T(0) ? -a : a; }
+// 255 for 1, rounded and clamped
+template <class T> SURFEL_FN uint8_t to_byte(T a) { return (uint8_t)smaller(larger(a * T(255) + T(0.5), T(0)), T(255)); }
 template <class T> SURFEL_FN T dot3(const T* a, const T* b) { return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]; }
 // out = M v and out += M^T v for a row-major 3x3 M
 template <class T> SURFEL_FN void multiply(const T* m, const T* v, T* out) {

@@ -13,6 +13,7 @@ template <class T> struct TileJob {
   // forward's results, read again by backward
   T *transmittance, *moments;        // moments: 1/d of the first surfel, sum w m, sum w m^2 (m relative to the first surfel's)
   int32_t *last, *median;            // 1 + index in `pairs` of the last blended surfel, of the median surfel; null in inference
+  uint8_t* out_bytes;                // the features' planes as bytes, in place of out_features; or null
   T *out_features, *out_alpha, *out_depth, *out_normal, *out_median, *out_distortion;
   // backward
   const T *g_features, *g_alpha, *g_depth, *g_normal, *g_median, *g_distortion;

@@ -146,7 +146,8 @@ template <class T> TileJob<T> tile_job(const Call& c, int64_t b, const ImageInpu
     j.last = s.last;
     j.median = s.median;
   }
-  j.out_features = at<T>(c.out_features, c.channels * area, b);
+  j.out_bytes = at<uint8_t>(c.as_bytes ? c.out_features : nullptr, c.channels * area, b);
+  j.out_features = at<T>(c.as_bytes ? nullptr : c.out_features, c.channels * area, b);
   j.out_alpha = at<T>(c.out_alpha, area, b);
   j.out_depth = at<T>(c.out_depth, area, b);
   j.out_normal = at<T>(c.out_normal, 3 * area, b);

@@ -164,7 +164,13 @@ template <class T, int F, bool kAux> void forward_tile(const TileJob<T>& j) {
     for (int b = 0; b < 16; b++)
       for (int i = 0; i < kBlockPixels; i++)
         plane[b * 16 + i] = colour[(b * channels + ch) * kBlockPixels + i] + back * trans[b * 16 + i];
-    scatter_plane(j, plane, j.out_features + ch * area);
+    if (j.out_bytes) {
+      uint8_t bytes[kTilePixels];
+      for (int i = 0; i < kTilePixels; i++) bytes[i] = to_byte(plane[i]);
+      scatter_plane(j, bytes, j.out_bytes + ch * area);
+    } else {
+      scatter_plane(j, plane, j.out_features + ch * area);
+    }
   }
   for (int i = 0; i < kTilePixels; i++) plane[i] = T(1) - trans[i];
   scatter_plane(j, plane, j.out_alpha);

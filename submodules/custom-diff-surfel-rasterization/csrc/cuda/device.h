@@ -97,6 +97,7 @@ template <class T> struct Job {
   int32_t* cursor;
   Counters* counters;
   unsigned long long *most_pairs, *most_pairs_host;
+  uint8_t* out_bytes;                          // in place of out_features, or null
   T *out_features, *out_alpha, *out_depth, *out_normal, *out_median, *out_distortion;
   int32_t* radii;
   const T *g_features, *g_alpha, *g_depth, *g_normal, *g_median, *g_distortion;
@@ -121,12 +122,14 @@ template <class T> Job<T> make_job(const CudaCall& c) {
   j.geometry_sums = (int)c.geometry_sums;
 #define INPUT(name) j.name = static_cast<const T*>(a.name), j.s_##name = a.s_##name;
   INPUT(means) INPUT(quats) INPUT(scales) INPUT(opacities) INPUT(features) INPUT(viewmats) INPUT(Ks) INPUT(background)
+  j.out_bytes = static_cast<uint8_t*>(a.as_bytes ? a.out_features : nullptr);
+  j.out_features = static_cast<T*>(a.as_bytes ? nullptr : a.out_features);
 #define PLANE(from, name) j.name = static_cast<decltype(j.name)>(from.name);
   PLANE(c, records) PLANE(c, normals) PLANE(c, tile_start) PLANE(c, tile_count) PLANE(c, tile_order) PLANE(c, ids)
   PLANE(c, transmittance) PLANE(c, moments) PLANE(c, last) PLANE(c, median) PLANE(c, sums)
   PLANE(c, boxes) PLANE(c, keys) PLANE(c, cursor) PLANE(c, counters)
   PLANE(c, most_pairs) PLANE(c, most_pairs_host)
-  PLANE(a, out_features) PLANE(a, out_alpha) PLANE(a, out_depth) PLANE(a, out_normal) PLANE(a, out_median) PLANE(a, out_distortion)
+  PLANE(a, out_alpha) PLANE(a, out_depth) PLANE(a, out_normal) PLANE(a, out_median) PLANE(a, out_distortion)
   PLANE(a, radii) PLANE(a, g_features) PLANE(a, g_alpha) PLANE(a, g_depth) PLANE(a, g_normal) PLANE(a, g_median)
   PLANE(a, g_distortion) PLANE(a, d_means) PLANE(a, d_quats) PLANE(a, d_scales) PLANE(a, d_opacities) PLANE(a, d_features)
   PLANE(a, d_background) PLANE(a, d_screen)

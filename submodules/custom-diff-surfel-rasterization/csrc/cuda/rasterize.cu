@@ -33,12 +33,15 @@ template <int P, class T, class Kernel> void launch_tiles(Kernel* kernel, const 
 }
 template <class T, int F, bool kAux> void launch_tiles(const Job<T>& j, int first, bool backward, cudaStream_t stream) {
   constexpr int kMany = sizeof(T) == sizeof(float) && !kAux ? 4 : 2;     // more would not fit in the registers
-  if (few_tiles(j))
-    launch_tiles<1>(backward ? &backward_tiles<T, F, kAux, 1> : &forward_tiles<T, F, kAux, 1>, j, first, stream);
+  const bool few = few_tiles(j), bytes = j.out_bytes != nullptr;
+  if (backward && few)
+    launch_tiles<1>(&backward_tiles<T, F, kAux, 1>, j, first, stream);
   else if (backward)
     launch_tiles<kMany>(&backward_tiles<T, F, kAux, kMany>, j, first, stream);
+  else if (few)
+    launch_tiles<1>(bytes ? &forward_tiles<T, F, kAux, 1, true> : &forward_tiles<T, F, kAux, 1, false>, j, first, stream);
   else
-    launch_tiles<2>(&forward_tiles<T, F, kAux, 2>, j, first, stream);
+    launch_tiles<2>(bytes ? &forward_tiles<T, F, kAux, 2, true> : &forward_tiles<T, F, kAux, 2, false>, j, first, stream);
 }
 
 // All channels: by a template of their number, or eight at a time. The aux maps go with the first.

@@ -71,8 +71,8 @@ template <int P> __device__ __forceinline__ bool any_of(const bool* v) {
   return any;
 }
 
-// Front to back.
-template <class T, int F, bool kAux, int P>
+// Front to back. kBytes: features go to out_bytes.
+template <class T, int F, bool kAux, int P, bool kBytes>
 __global__ void __launch_bounds__(kWarpsPerBlock * kWarp) forward_tiles(const Job<T> j, int first) {
   static_assert(Group<P>::kLanes == kWarp, "a warp stops by itself");
   constexpr int kRows = Group<P>::kRows;
@@ -151,10 +151,15 @@ __global__ void __launch_bounds__(kWarpsPerBlock * kWarp) forward_tiles(const Jo
     const int64_t pixel = int64_t(p.y + kRows * i) * j.width + p.x, at = p.b * area + pixel;
     const T* const back = j.background ? j.background + j.s_background * p.b : nullptr;
 #pragma unroll
-    for (int c = 0; c < F; c++)
-      if (first + c < j.channels)
-        j.out_features[(int64_t(p.b) * j.channels + first + c) * area + pixel] =
-            back ? fma(back[first + c], trans[i], colour[i][c]) : colour[i][c];
+    for (int c = 0; c < F; c++) {
+      if (first + c >= j.channels) continue;
+      const int64_t to = (int64_t(p.b) * j.channels + first + c) * area + pixel;
+      const T value = back ? fma(back[first + c], trans[i], colour[i][c]) : colour[i][c];
+      if constexpr (kBytes)
+        j.out_bytes[to] = to_byte(value);
+      else
+        j.out_features[to] = value;
+    }
     if (first > 0) continue;
     j.out_alpha[at] = T(1) - trans[i];
     if (j.last) {
