@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import itertools
+import os
+import queue
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from data_utils.crop import Crop, head_window
 from data_utils.landmarks import ELSEWHERE, POINTS, SAME_SIZE, Face, FaceLandmarker
+from data_utils.per_frame import ordered_map
 from data_utils.quality import main_face_boxes
 from utils.constants import FPS
 from utils.dataset_folder import DatasetFolder
@@ -21,6 +27,7 @@ from utils.video import probe, read_frames
 
 VERSION = 1
 QUALITY = 96  # JPEG, 4:4:4
+CHUNK = 32  # frames that a landmarker follows in a row
 MOST_PIXELS = 1024  # side of the picture the landmarks are sought in; MediaPipe itself looks at 256 x 256 around the face
 
 
@@ -36,13 +43,19 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     count = round(info.duration * FPS) or None
     follow = _Follower(boxes, crop)
     rows: list[tuple[np.ndarray, np.ndarray, int] | None] = []
-    with FaceLandmarker(video=True) as landmarker, Consumer(lambda item: write_rgb(*item, QUALITY)) as writer:
-        for i, image in enumerate(progress(read_frames(options.video), label="frames", total=count)):
-            if image.shape[:2] != (info.height, info.width):
-                raise UserError(f"{options.video}: the picture's size changes at {i / FPS:.1f} s; give a clip of one size")
-            cut = np.ascontiguousarray(crop.cut(image))
-            writer.put((folder.frame(i), crop.resize(cut)))
-            rows.append(follow(landmarker.detect(_shrink(cut, crop)), crop))
+    with Consumer(lambda item: write_rgb(*item, QUALITY)) as writer:
+
+        def pictures() -> Iterator[np.ndarray]:
+            for i, image in enumerate(read_frames(options.video)):
+                if image.shape[:2] != (info.height, info.width):
+                    raise UserError(f"{options.video}: the picture's size changes at {i / FPS:.1f} s; give a clip of one size")
+                cut = np.ascontiguousarray(crop.cut(image))
+                writer.put((folder.frame(i), crop.resize(cut)))
+                yield _shrink(cut, crop)
+
+        with contextlib.closing(_detect(pictures())) as detected:
+            for faces in progress(detected, label="frames", total=count):
+                rows.append(follow(faces, crop))
     found = np.array([row is not None for row in rows])
     missing = (np.full((POINTS, 3), np.nan, np.float32), np.full(52, np.nan, np.float32), 0)
     points, scores, faces = zip(*[row or missing for row in rows], strict=True)
@@ -53,6 +66,30 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
         "backend": "mediapipe", "frames": len(rows), "frames_with_face": int(found.sum()), "source_fps": round(info.fps, 3),
         "crop": dataclasses.asdict(crop), "warnings": [],
     }  # fmt: skip
+
+
+def _detect(pictures: Iterable[np.ndarray]) -> Iterator[list[Face]]:
+    """The faces of each picture, in order. Several landmarkers take a chunk each; a black picture makes them forget the last one,
+    so that the result does not depend on how many there are."""
+    count = max(1, min(8, (os.cpu_count() or 2) // 2))  # reading, cutting and writing take the other cores
+    idle: queue.SimpleQueue[FaceLandmarker] = queue.SimpleQueue()
+
+    def detect(chunk: list[np.ndarray]) -> list[list[Face]]:
+        landmarker = idle.get()
+        try:
+            landmarker.detect(np.zeros_like(chunk[0]))
+            return [landmarker.detect(picture) for picture in chunk]
+        finally:
+            idle.put(landmarker)
+
+    source = iter(pictures)
+    chunks = iter(lambda: list(itertools.islice(source, CHUNK)), [])
+    with contextlib.ExitStack() as landmarkers:
+        for _ in range(count):
+            idle.put(landmarkers.enter_context(FaceLandmarker(video=True)))
+        with contextlib.closing(ordered_map(detect, chunks, count)) as results:
+            for faces in results:
+                yield from faces
 
 
 def _shrink(cut: np.ndarray, crop: Crop) -> np.ndarray:

@@ -25,11 +25,11 @@ def is_whole(path: Path) -> bool:
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:
-    """function(item) for each item, in order, computed by `workers` threads (the cores, at most 4) a few items ahead.
+    """function(item) for each item, in order, computed by `workers` threads (the cores, at most 8) a few items ahead.
 
     OpenCV and numpy release the interpreter lock, so threads suffice; memory holds a few results at a time.
     """
-    workers = workers or min(4, os.cpu_count() or 1)
+    workers = workers or min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
         try:

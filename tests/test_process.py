@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_utils import process, report
+from data_utils import frames, process, report
 from data_utils import stage as stage_module
 from data_utils.landmarks import read_dense
 from data_utils.stage import Stage, run_stage, why_stale
@@ -82,6 +82,15 @@ def test_frames_are_25_a_second_of_the_asked_size_with_landmarks_in_their_pixels
     assert dense["points"].shape == (frames, 478, 3) and dense["points"].dtype == np.float32
     assert dense["blendshapes"].shape == (frames, 52) and (dense["faces"] == 1).all()
     assert read_json(folder.valid)["valid"] == list(range(frames))
+
+
+def test_landmarks_are_the_same_on_any_number_of_cores(processed, monkeypatch):
+    pictures = [read_rgb(processed[0].frame(i)) for i in range(40)]
+    found = []
+    for cores in (2, 6):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        found.append([face.points for faces in frames._detect(pictures) for face in faces])
+    assert len(found[0]) == 40 and all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
 
 
 def test_a_finished_stage_is_not_run_again_and_force_runs_it(processed, demo_clip, capsys, monkeypatch):
