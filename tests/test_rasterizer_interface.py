@@ -123,7 +123,7 @@ def test_it_compiles_into_one_graph():
     arguments = scene(count=9, width=20, height=12, dtype=torch.float32)
 
     def draw(means, quats):
-        return rasterize_surfels(**(arguments | dict(means=means, quats=quats)), aux=("depth",)).features
+        return rasterize_surfels(**{**arguments, "means": means, "quats": quats}, aux=("depth",)).features
 
     results = []
     for f in (draw, torch.compile(draw, fullgraph=True, backend="aot_eager")):

@@ -18,8 +18,8 @@ def split_aux(aux: str) -> tuple[str, ...]:
 
 def batch_size(*tensors: Tensor | None) -> int:
     """The images of a call: the largest leading size (all others are 1)."""
-    sizes = [t.shape[0] for t in tensors if t is not None]
-    return next((size for size in sizes if size != 1), 1)
+    sizes = [t.shape[0] for t in tensors if t is not None and t.shape[0] != 1]
+    return sizes[0] if sizes else 1
 
 
 # Bytes that a back end keeps for its backward: (dtype, batch, surfels, width, height, aux) -> int, by device type. Shapes may be

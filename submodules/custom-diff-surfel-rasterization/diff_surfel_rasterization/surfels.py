@@ -105,14 +105,16 @@ def check_arguments(
             background = background[None]
         _check("background", background, (None, channels), f"({channels},) or (B, {channels})")
 
-    batched = dict(means=means, quats=quats, scales=scales, opacities=opacities, sh=sh, features=features)
-    batched |= dict(viewmats=viewmats, Ks=Ks, background=background)
+    batched = dict(
+        means=means, quats=quats, scales=scales, opacities=opacities, sh=sh, features=features, viewmats=viewmats, Ks=Ks,
+        background=background,
+    )  # fmt: skip
     batched = {name: t for name, t in batched.items() if t is not None}
     if any(t.shape[0] == 0 for t in batched.values()):
         raise ValueError("the batch is empty: every argument needs a leading size of at least 1")
     batch = ops.batch_size(*batched.values())
     for name, t in batched.items():
-        if t.shape[0] not in (1, batch):
+        if t.shape[0] != 1 and t.shape[0] != batch:
             raise ValueError(f"{name} has leading size {t.shape[0]}, but the batch is {batch} (or 1, to be shared by all images)")
         if t.device != means.device:
             raise ValueError(f"{name} is on {t.device}, means on {means.device}")
@@ -150,9 +152,9 @@ def draw(c: SurfelCall, screen: Tensor | None, as_bytes: bool = False) -> Surfel
         raise ValueError("as_bytes is for drawing without gradients: call it under torch.no_grad() or with detached inputs")
     if save and screen is None and not torch.compiler.is_compiling():  # a compiled graph cannot hand out a new leaf
         screen = c.means.new_zeros(c.batch, c.means.shape[1], 2).requires_grad_()
-    out = ops.forward_op(*inputs, screen, c.width, c.height, c.near, c.far, c.cutoff, ",".join(c.aux), as_bytes, save)
-    named = dict(zip(("features", "alpha", *ops.AUX_NAMES, "radii"), out, strict=False))
-    named |= {name: None for name in ops.AUX_NAMES if name not in c.aux}
+    *images, _state = ops.forward_op(*inputs, screen, c.width, c.height, c.near, c.far, c.cutoff, ",".join(c.aux), as_bytes, save)
+    named = dict(zip(("features", "alpha", *ops.AUX_NAMES, "radii"), images, strict=True))
+    named.update({name: None for name in ops.AUX_NAMES if name not in c.aux})
     return SurfelImages(**named, _screen=screen)
 
 

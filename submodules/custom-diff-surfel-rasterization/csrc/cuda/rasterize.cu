@@ -124,7 +124,8 @@ template <class T> void loss_forward(const LossCall& c, cudaStream_t stream) {
 template <class T> void loss_backward(const LossCall& c, cudaStream_t stream) {
   const auto in = [](const void* p) { return static_cast<const T*>(p); };
   const dim3 grid(blocks_for(c.width * c.height, kLossThreads * kLossPixels), (int)(c.batch * c.channels));
-  SURFEL_LAUNCH(loss_gradient<T>, grid, kLossThreads, stream, loss_job(c), in(c.weight), in(c.d_similarity), in(c.g_ssim), in(c.g_l1), static_cast<T*>(c.d_image));
+  SURFEL_LAUNCH(loss_gradient<T>, grid, kLossThreads, stream, loss_job(c), in(c.weight), in(c.d_similarity), in(c.g_ssim), in(c.g_l1),
+                static_cast<T*>(c.d_image));
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // The image loss: SSIM and weighted L1 of a square of pixels of one plane a block, and the gradient of the SSIM, in one pass over
 // shared memory. A pixel's gradient comes from the 11x11 windows that hold it, and theirs from the 21x21 pixels around: a block reads
-// kOut + 20 pixels a side, blurs along x, along y, has kOut + 10 similarities a side, and blurs their derivatives back.
+// kOut + 20 pixels a side, blurs along y, along x, has kOut + 10 similarities a side, and blurs their derivatives back.
 // Within a pass every thread slides over a piece of a row or column, so that it reads a number from shared memory once.
 #pragma once
 #include "device.h"
