@@ -74,7 +74,9 @@ class Team:
             dist.barrier()
 
     def leave(self) -> None:
+        """Part, all at once: one that ends while another is still at work has been seen to abort on its way out."""
         if self.size > 1:
+            dist.barrier()
             dist.destroy_process_group()
 
 
