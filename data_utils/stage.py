@@ -101,8 +101,8 @@ def run_stage(stage: Stage, folder: DatasetFolder, options: argparse.Namespace) 
     """
     key = {"version": _version(stage), "options": _options(stage, options), "inputs": inputs_digest(stage, folder, options)}
     begun = folder.state / f"{stage.name}.begun.json"
-    if options.force or not begun.exists() or read_json(begun) != key:
-        _remove_frames(stage, folder)
+    goes_on = not options.force and begun.exists() and read_json(begun) == key
+    _remove_frames(stage, folder, finished=not goes_on)
     stage.record_path(folder).unlink(missing_ok=True)
     if stage.outputs:  # a stage that writes nothing leaves nothing behind when it refuses a clip, not even a folder
         write_json(begun, key)
@@ -172,13 +172,13 @@ def _iterate(root: Path, pattern: str) -> Iterator[Path]:
             yield path
 
 
-def _remove_frames(stage: Stage, folder: DatasetFolder) -> None:
-    """Remove the per-frame files a stage wrote before, and what a kill left unfinished among them."""
+def _remove_frames(stage: Stage, folder: DatasetFolder, finished: bool) -> None:
+    """Remove what a kill left unfinished among the per-frame files of a stage, and if wanted the finished ones."""
     for pattern in stage.outputs:
         directory, _, name = pattern.rpartition("/")
         if directory and name.startswith("*"):
             for path in (folder.root / directory).glob(name):
-                if path.stem.isdecimal() or ".part" in path.name:
+                if ".part" in path.name or (finished and path.stem.isdecimal()):
                     path.unlink()
 
 
