@@ -23,24 +23,26 @@ def _unit(pointer, at, inside):
 
 
 @triton.jit
-def distances_forward(a, b, weight, out, pixels, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
-    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
-    inside = (row[:, None] < pixels) & (column[None, :] < CHANNELS)
-    at = row[:, None] * CHANNELS + column[None, :]
-    x, _ = _unit(a, at, inside)
-    y, _ = _unit(b, at, inside)
-    w = tl.load(weight + column, mask=column < CHANNELS, other=0.0)
-    tl.store(out + row, tl.sum(w[None, :] * (x - y) * (x - y), 1), mask=row < pixels)
-
-
-@triton.jit
-def distances_backward(a, b, weight, gradient, out, pixels, area, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def _pixels(a, b, weight, pixels, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    """This program's pixels: their numbers (ROWS,), where their channels lie and which exist (ROWS, BLOCK), both maps there at
+    length 1, what the first was multiplied by, and the weights (BLOCK,)."""
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, BLOCK)
     inside = (row[:, None] < pixels) & (column[None, :] < CHANNELS)
     at = row[:, None] * CHANNELS + column[None, :]
     x, scale = _unit(a, at, inside)
     y, _ = _unit(b, at, inside)
-    w = tl.load(weight + column, mask=column < CHANNELS, other=0.0)
+    return row, at, inside, x, y, scale, tl.load(weight + column, mask=column < CHANNELS, other=0.0)
+
+
+@triton.jit
+def distances_forward(a, b, weight, out, pixels, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    row, _, _, x, y, _, w = _pixels(a, b, weight, pixels, CHANNELS, BLOCK, ROWS)
+    tl.store(out + row, tl.sum(w[None, :] * (x - y) * (x - y), 1), mask=row < pixels)
+
+
+@triton.jit
+def distances_backward(a, b, weight, gradient, out, pixels, area, CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    row, at, inside, x, y, scale, w = _pixels(a, b, weight, pixels, CHANNELS, BLOCK, ROWS)
     incoming = tl.load(gradient + row // area, mask=row < pixels, other=0.0) * (2.0 / area)
     slope = incoming[:, None] * w[None, :] * (x - y)
     slope = scale[:, None] * (slope - x * tl.sum(slope * x, 1)[:, None])

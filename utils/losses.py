@@ -49,8 +49,7 @@ def perceptual_distance(config, perceptual, image: Tensor, target: Tensor, lips:
     Lips and square go through the network together: a GPU takes hardly longer for both.
     """
     terms, side = [], config.perceptual_side
-    squares = {"lips": lips, "square": random_square(image, side)}
-    boxes = [squares[name] for name in config.perceptual_on if name in squares]
+    boxes = [lips if name == "lips" else random_square(image, side) for name in config.perceptual_on if name != "window"]
     if boxes:
         crops = (square_crops(x, torch.cat(boxes, 1), side) for x in (image, target))
         terms.append(len(boxes) * perceptual(*crops).mean())

@@ -34,21 +34,15 @@ __device__ __forceinline__ void slide(T (*out)[kLength], Read read) {
 
 // The sign of the difference, -1, 0 or 1, travels in the last two bits of the gradient of the similarity (an error of 4e-7 in it):
 // backward need not read the pictures again.
-SURFEL_FN float with_sign(float value, int sign) {
+// Either type's low half comes first in memory.
+template <class T> SURFEL_FN T with_sign(T value, int sign) {
   uint32_t bits;
   memcpy(&bits, &value, 4);
   bits = (bits & ~3u) | uint32_t(sign + 1);
   memcpy(&value, &bits, 4);
   return value;
 }
-SURFEL_FN double with_sign(double value, int sign) {
-  uint64_t bits;
-  memcpy(&bits, &value, 8);
-  bits = (bits & ~uint64_t(3)) | uint64_t(sign + 1);
-  memcpy(&value, &bits, 8);
-  return value;
-}
-template <class T> SURFEL_FN int sign_of(T value) {          // the low half of either type comes first
+template <class T> SURFEL_FN int sign_of(T value) {
   uint32_t bits;
   memcpy(&bits, &value, 4);
   return int(bits & 3u) - 1;
@@ -212,8 +206,7 @@ template <class T> __global__ void __launch_bounds__(kLossThreads) loss_sums(con
 constexpr int kLossPixels = 4;                   // a thread
 
 template <class T> __global__ void __launch_bounds__(kLossThreads)
-loss_gradient(const LossJob j, const T* weight, const T* similarity, const T* g_ssim, const T* g_l1,
-              T* out) {
+loss_gradient(const LossJob j, const T* weight, const T* similarity, const T* g_ssim, const T* g_l1, T* out) {
   const int plane = blockIdx.y, b = plane / j.channels;
   const int64_t area = int64_t(j.width) * j.height, first = int64_t(blockIdx.x) * (kLossThreads * kLossPixels) + threadIdx.x;
   const T through_ssim = g_ssim ? g_ssim[b] : T(0), scale = T(1) / (T(j.channels) * T(area));
