@@ -19,10 +19,11 @@ from data_utils.face_tracking.params import read_blink, read_fit
 from data_utils.optical_flow import load_flow
 from data_utils.optical_flow.tracks import Tracks, track
 from data_utils.pose_solver import (
-    CHUNK,
+    Linearised,
     Poses,
     SmoothMotion,
     cauchy,
+    in_chunks,
     levenberg_marquardt,
     linearise,
     project,
@@ -169,9 +170,6 @@ class BundleProblem:
         self.pose_precision = np.repeat(np.array(POSE_DEVIATION) ** -2.0, 3)
         self.bounds = np.array(FOCAL_BOUNDS) * side / REFERENCE_SIDE
 
-    def chunks(self) -> list[slice]:
-        return [slice(i, i + CHUNK) for i in range(0, len(self.pixels), CHUNK)]
-
     def squared(self, bundle: Bundle, frames: slice) -> np.ndarray:
         """(F, K) squared reprojection errors in deviations, zero where invisible."""
         error = project(bundle.points, bundle.poses[frames], bundle.focal, self.centre) - self.pixels[frames]
@@ -183,11 +181,16 @@ class BundleProblem:
         return np.concatenate([turn, poses.translation - self.start.poses.translation], 1)
 
     def cost(self, bundle: Bundle) -> float:
-        data = sum(cauchy(self.squared(bundle, frames), ROBUST)[0].sum() for frames in self.chunks())
+        parts = in_chunks(lambda frames: cauchy(self.squared(bundle, frames), ROBUST)[0].sum(), len(self.pixels))
+        data = sum(part for _, part in parts)
         prior = (self.anchor * (bundle.points - self.start.points) ** 2).sum()
         prior += self.focal_precision * np.log(bundle.focal / self.start.focal) ** 2
         prior += (self.pose_precision * self.from_start(bundle.poses) ** 2).sum()
         return 0.5 * float(self.share * data + prior) + (self.motion.cost(bundle.poses) if self.motion else 0.0)
+
+    def linearised(self, bundle: Bundle, chunk: slice) -> Linearised:
+        weight = self.share * self.visible[chunk] * cauchy(self.squared(bundle, chunk), ROBUST)[1] / self.noise**2
+        return linearise(bundle.points, bundle.poses[chunk], bundle.focal, self.centre, self.pixels[chunk], weight)
 
     def propose(self, bundle: Bundle, damping: float) -> Bundle:
         count, shared = len(bundle.points), 3 * len(bundle.points) + 1 if self.free_structure else 0
@@ -198,9 +201,7 @@ class BundleProblem:
         point_gradient = self.anchor * (bundle.points - self.start.points)
         point_focal, focal = np.zeros((count, 3)), self.focal_precision
         focal_gradient = self.focal_precision * np.log(bundle.focal / self.start.focal)
-        for chunk in self.chunks():
-            weight = self.share * self.visible[chunk] * cauchy(self.squared(bundle, chunk), ROBUST)[1] / self.noise**2
-            part = linearise(bundle.points, bundle.poses[chunk], bundle.focal, self.centre, self.pixels[chunk], weight)
+        for chunk, part in in_chunks(lambda chunk: self.linearised(bundle, chunk), len(self.pixels)):
             pose[chunk] += part.pose
             pose_gradient[chunk] += part.pose_gradient
             if self.free_structure:

@@ -6,15 +6,13 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
-import os
-import queue
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from data_utils.crop import Crop, head_window
 from data_utils.landmarks import ELSEWHERE, POINTS, SAME_SIZE, Face, FaceLandmarker
-from data_utils.per_frame import ordered_map
+from data_utils.per_frame import THREADS, Lent, ordered_map
 from data_utils.quality import main_face_boxes
 from utils.constants import FPS
 from utils.dataset_folder import DatasetFolder
@@ -71,22 +69,16 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
 def _detect(pictures: Iterable[np.ndarray]) -> Iterator[list[Face]]:
     """The faces of each picture, in order. Several landmarkers take a chunk each; a black picture makes them forget the last one,
     so that the result does not depend on how many there are."""
-    count = max(1, min(8, (os.cpu_count() or 2) // 2))  # reading, cutting and writing take the other cores
-    idle: queue.SimpleQueue[FaceLandmarker] = queue.SimpleQueue()
-
-    def detect(chunk: list[np.ndarray]) -> list[list[Face]]:
-        landmarker = idle.get()
-        try:
-            landmarker.detect(np.zeros_like(chunk[0]))
-            return [landmarker.detect(picture) for picture in chunk]
-        finally:
-            idle.put(landmarker)
-
+    count = max(1, THREADS // 2)  # reading, cutting and writing take the other cores
     source = iter(pictures)
     chunks = iter(lambda: list(itertools.islice(source, CHUNK)), [])
-    with contextlib.ExitStack() as landmarkers:
-        for _ in range(count):
-            idle.put(landmarkers.enter_context(FaceLandmarker(video=True)))
+    with Lent(lambda: FaceLandmarker(video=True), count) as landmarkers:
+
+        def detect(chunk: list[np.ndarray]) -> list[list[Face]]:
+            with landmarkers.one() as landmarker:
+                landmarker.detect(np.zeros_like(chunk[0]))
+                return [landmarker.detect(picture) for picture in chunk]
+
         with contextlib.closing(ordered_map(detect, chunks, count)) as results:
             for faces in results:
                 yield from faces

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
+THREADS = min(16, os.cpu_count() or 1)  # that work at frames
 _ENDS = {".png": b"IEND\xaeB`\x82", ".jpg": b"\xff\xd9"}  # the last bytes of a whole file
 
 
@@ -25,11 +28,11 @@ def is_whole(path: Path) -> bool:
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:
-    """function(item) for each item, in order, computed by `workers` threads (the cores, at most 8) a few items ahead.
+    """function(item) for each item, in order, computed by `workers` threads (THREADS) a few items ahead.
 
     OpenCV and numpy release the interpreter lock, so threads suffice; memory holds a few results at a time.
     """
-    workers = workers or min(8, os.cpu_count() or 1)
+    workers = workers or THREADS
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
         try:
@@ -42,3 +45,24 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         finally:
             for future in waiting:
                 future.cancel()
+
+
+class Lent(contextlib.ExitStack, Generic[Item]):
+    """Several of a tool that only one thread at a time can use (a MediaPipe task): with tools.one() as tool."""
+
+    def __init__(self, make: Callable[[], contextlib.AbstractContextManager[Item]], count: int):
+        super().__init__()
+        self._idle: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        with contextlib.ExitStack() as made:  # if one fails the others are closed
+            for _ in range(count):
+                self._idle.put(made.enter_context(make()))
+            self.push(made.pop_all())
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Item]:
+        """The tool that is idle, or the first to become so."""
+        tool = self._idle.get()
+        try:
+            yield tool
+        finally:
+            self._idle.put(tool)

@@ -11,13 +11,16 @@ Camera: utils/pose.py. A pose step (w, d) means R <- exp(w) R, t <- t + d.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, solveh_banded
 from scipy.ndimage import uniform_filter1d
 from scipy.spatial.transform import Rotation, Slerp
+from threadpoolctl import threadpool_limits
+
+from data_utils.per_frame import ordered_map
 
 HEAD_RADIUS = 0.7  # dm: how far points lie from the head's origin; turns radians into displacement
 CHUNK = 64  # frames linearised at once
@@ -164,6 +167,16 @@ def solve_arrow(pose: np.ndarray, pose_gradient: np.ndarray, border: np.ndarray,
     damped = corner + np.diag(damping * np.diag(corner) + 1e-9)
     step = -cho_solve(cho_factor(damped - flat.T @ solved[:, 1:]), corner_gradient - flat.T @ solved[:, 0])
     return -(solved[:, 0] + solved[:, 1:] @ step).reshape(frames, 6), step
+
+
+Part = TypeVar("Part")
+
+
+def in_chunks(function: Callable[[slice], Part], frames: int) -> Iterator[tuple[slice, Part]]:
+    """(chunk, function(chunk)) over all frames, in order, a thread a chunk: the matrices are too small for threads of their own."""
+    chunks = [slice(i, i + CHUNK) for i in range(0, frames, CHUNK)]
+    with threadpool_limits(1, "blas"):
+        yield from zip(chunks, ordered_map(function, chunks), strict=True)
 
 
 State = TypeVar("State")

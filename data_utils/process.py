@@ -127,9 +127,12 @@ def main(argv: list[str] | None = None) -> None:
     if options.check:
         print_verdict(options)
         return
+    import cv2
+
     from data_utils import report
     from utils.device import choose_device
 
+    cv2.setNumThreads(1)  # stages work at several frames at once (data_utils/per_frame.py): more threads only fight for the cores
     options.device = str(choose_device(options.device))
     folder = data_folder(options.video)
     check_folder(folder, options)

@@ -114,20 +114,37 @@ def test_requirements_are_pinned_exactly_and_both_builds_of_cv2_to_one_version()
 # utils/device.py
 
 
-def test_auto_is_the_first_gpu_where_there_is_one_and_the_cpu_elsewhere(monkeypatch):
+@pytest.fixture()
+def two_gpus(monkeypatch):
+    """A torch that says it sees two GPUs; the list of those that were made the current one."""
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    return current
+
+
+def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert choose_device("auto") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+def test_auto_is_the_first_gpu_where_there_is_one(two_gpus):
     assert choose_device("auto") == torch.device("cuda:0")
 
 
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+def test_the_gpu_that_is_chosen_becomes_the_current_one(two_gpus):
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert two_gpus == [1]
+
+
+def test_a_gpu_is_refused_where_there_is_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--device cuda: .*use --device cpu"):
         choose_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("cuda:1") == torch.device("cuda:1")
+
+
+def test_a_gpu_beyond_the_last_is_refused(two_gpus):
     with pytest.raises(UserError, match="cuda:2: this machine has 2 GPUs"):
         choose_device("cuda:2")
 

@@ -13,12 +13,13 @@ from utils.errors import UserError
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device `--device` names: "auto" (the first CUDA GPU, else the CPU), "cpu", "cuda" or "cuda:1".
+    """The device `--device` names: "auto" (the first CUDA GPU, else the CPU), "cpu", "cuda" or "cuda:1"; a GPU becomes the current
+    one, on which Triton and NCCL work.
 
     Raises UserError if the name is none of these, or a GPU is asked for and absent.
     """
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, colon, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isdecimal())):
         raise UserError(f"--device {name} is not known; use auto, cpu, cuda, or cuda:N")
@@ -30,6 +31,7 @@ def choose_device(name: str = "auto") -> torch.device:
     count = torch.cuda.device_count()
     if int(index or 0) >= count:
         raise UserError(f"--device {name}: this machine has {count} GPU{'s' if count > 1 else ''}, counted from cuda:0")
+    torch.cuda.set_device(int(index or 0))
     return torch.device("cuda", int(index or 0))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import cv2
@@ -15,12 +15,12 @@ from data_utils.face_parsing.edges import average_over_time, guided_upsample
 from data_utils.face_parsing.mesh import LEFT_EAR, OVAL, RIGHT_EAR, HeadFrame, fill, paint_parts
 from data_utils.face_parsing.person import PersonMask
 from data_utils.face_parsing.split import CLOTH_, EAR_BOTTOM, FACE_, HAIR_, NECK_, Place, SplitModel, lab_cells, learn
-from data_utils.per_frame import ordered_map
+from data_utils.per_frame import THREADS, Lent, ordered_map
 from utils.constants import CLOTH, HAIR, NECK, SKIN
 
 WORK_SIDE = 256  # the soft masks are found at this size and moved onto the full frame's edges
 SAMPLES = 24  # frames the clip's colours are learned from
-KEPT = 16  # soft masks in memory, enough for the threads' windows
+KEPT = 2 * THREADS + 8  # soft masks in memory, enough for the threads' windows
 TIME_RADIUS = 2  # frames before and after that a still pixel is averaged over
 GUIDE_RADIUS, GUIDE_EPSILON = 4, 2e-4
 PERSON_LEVEL = 0.4  # below one half: the mask takes in the mixed pixels of the outline, which the plate does not have
@@ -36,7 +36,12 @@ class EmbeddedParsing:
 
     def run(self, clip: Clip, todo: list[int], device: str = "cpu") -> Iterator[tuple[int, np.ndarray]]:
         """Yield (frame id, (H, W) uint8 classes) for the ids of `todo`, in order; always on the CPU."""
-        with PersonMask() as person:
+        with Lent(PersonMask, 1 + THREADS // 4) as masks:
+
+            def person(picture: np.ndarray) -> np.ndarray:
+                with masks.one() as mask:
+                    return mask(picture)
+
             yield from ordered_map(FrameParser(clip, person).parse, todo)
 
 
@@ -44,7 +49,7 @@ class FrameParser:
     """Parses single frames of one clip, with what was learned from all of it. The result depends on the frame and its neighbours
     alone, never on which frames were parsed before."""
 
-    def __init__(self, clip: Clip, person: PersonMask):
+    def __init__(self, clip: Clip, person: Callable[[np.ndarray], np.ndarray]):
         self._clip, self._person = clip, person
         self._head = HeadFrame(clip.points)
         self._recent: OrderedDict[int, Future] = OrderedDict()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 
 from data_utils.landmarks import quiet_stderr
@@ -11,7 +9,7 @@ from utils import model_store
 
 
 class PersonMask:
-    """with PersonMask() as person: person(rgb) -> (H, W) float32 probability of "person". May be called from several threads."""
+    """with PersonMask() as person: person(rgb) -> (H, W) float32 probability of "person"; one thread at a time."""
 
     def __init__(self):
         # the bytes, not the path: MediaPipe cannot open every file name
@@ -22,15 +20,10 @@ class PersonMask:
         self._image = lambda rgb: mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=rgb)
         options = vision.ImageSegmenterOptions(base_options=BaseOptions(model_asset_buffer=weights),
                                                output_confidence_masks=True, output_category_mask=False)  # fmt: skip
-        self._lock = threading.Lock()
         with quiet_stderr():
             self._segmenter = vision.ImageSegmenter.create_from_options(options)
 
     def __call__(self, rgb: np.ndarray) -> np.ndarray:
-        with self._lock:
-            return self._segment(rgb)
-
-    def _segment(self, rgb: np.ndarray) -> np.ndarray:
         result = self._segmenter.segment(self._image(np.ascontiguousarray(rgb)))
         mask = np.array(result.confidence_masks[0].numpy_view(), np.float32)
         return mask.reshape(rgb.shape[:2])

@@ -12,7 +12,16 @@ from collections.abc import Callable
 import numpy as np
 
 from data_utils.face_tracking.linear_face import COEFFICIENT_BOUND, FaceModel
-from data_utils.pose_solver import CHUNK, Poses, SmoothMotion, cauchy, levenberg_marquardt, linearise, project, solve_arrow
+from data_utils.pose_solver import (
+    Poses,
+    SmoothMotion,
+    cauchy,
+    in_chunks,
+    levenberg_marquardt,
+    linearise,
+    project,
+    solve_arrow,
+)
 
 # All pixel figures below are for a picture side of 512 and scale with it.
 REFERENCE_SIDE = 512
@@ -63,9 +72,6 @@ class FaceProblem:
         neutral = self.mean + (fit.identity @ self.identity).reshape(-1, 3)
         return neutral + (fit.expression[frames] @ self.expression).reshape(-1, *self.mean.shape)
 
-    def chunks(self) -> list[slice]:
-        return [slice(i, i + CHUNK) for i in range(0, len(self.observed), CHUNK)]
-
     def squared(self, fit: Fit, frames: slice) -> tuple[np.ndarray, np.ndarray]:
         """(F, L) squared reprojection errors, in deviations, and which of them count (the contour is where the pose has it)."""
         pixels = project(self.points(fit, frames), fit.poses[frames], fit.focal, self.centre)
@@ -73,13 +79,41 @@ class FaceProblem:
         return (error**2).sum(-1) / self.noise**2, self.model.outermost(pixels[..., 0])
 
     def cost(self, fit: Fit) -> float:
-        data = 0.0
-        for frames in self.chunks():
+        def of(frames: slice) -> float:
             squared, counts = self.squared(fit, frames)
-            data += cauchy(squared, ROBUST)[0][counts].sum()
+            return cauchy(squared, ROBUST)[0][counts].sum()
+
+        data = sum(part for _, part in in_chunks(of, len(self.observed)))
         shared = (fit.identity**2).sum() + ((np.log(fit.focal) - self.focal_prior) / FOCAL_DEVIATION) ** 2
         prior = self.prior * shared + (fit.expression**2).sum()
         return 0.5 * float(self.share * data + prior) + (self.motion.cost(fit.poses) if self.motion else 0.0)
+
+    def reduced(self, fit: Fit, damping: float, chunk: slice) -> Reduced:
+        squared, counts = self.squared(fit, chunk)
+        weight = self.share * counts * cauchy(squared, ROBUST)[1] / self.noise**2
+        part = linearise(self.points(fit, chunk), fit.poses[chunk], fit.focal, self.centre, self.observed[chunk], weight)
+        count, shared = len(part.pose), len(self.identity) + 1
+        pose_point = part.pose_point.swapaxes(1, 2).reshape(count, 6, -1)
+        point_focal = part.point_focal.reshape(count, -1, 1)
+        border = np.concatenate([pose_point @ self.identity.T, part.pose_focal[..., None]], 2)
+        corner, corner_gradient = np.zeros((shared, shared)), np.zeros(shared)
+        corner[-1, -1] = part.focal
+        corner[:-1, -1] = corner[-1, :-1] = self.identity @ point_focal.sum(0)[:, 0]
+        corner_gradient[:-1] = self.identity @ part.point_gradient.sum(0).ravel()
+        corner_gradient[-1] = part.focal_gradient
+
+        # per frame: the expression block, and what couples it to [itself's gradient | pose | shared]
+        curved = _blocks_times(part.point, self.expression)  # (F, E, 3L)
+        block = curved @ self.expression.T + np.eye(len(self.expression))
+        block += damping * block * np.eye(len(self.expression))
+        gradient = part.point_gradient.reshape(count, -1) @ self.expression.T + fit.expression[chunk]
+        coupling = np.concatenate([gradient[..., None], self.expression @ pose_point.swapaxes(1, 2),
+                                   curved @ self.identity.T, self.expression @ point_focal], 2)  # fmt: skip
+        solved = np.linalg.solve(block, coupling)
+        reduced = coupling[..., 1:].swapaxes(1, 2) @ solved  # (F, 6 + S, 1 + 6 + S)
+        return Reduced(part.pose - reduced[:, :6, 1:7], part.pose_gradient - reduced[:, :6, 0], border - reduced[:, :6, 7:],
+                       corner - reduced[:, 6:, 7:].sum(0), corner_gradient - reduced[:, 6:, 0].sum(0), part.point.sum(0),
+                       solved)  # fmt: skip
 
     def propose(self, fit: Fit, damping: float) -> Fit:
         frames, shared = len(self.observed), len(self.identity) + 1
@@ -89,38 +123,12 @@ class FaceProblem:
         corner_gradient = precision * np.r_[fit.identity, np.log(fit.focal) - self.focal_prior]
         point = np.zeros((len(self.mean), 3, 3))
         eliminated = []
-        for chunk in self.chunks():
-            squared, counts = self.squared(fit, chunk)
-            weight = self.share * counts * cauchy(squared, ROBUST)[1] / self.noise**2
-            part = linearise(self.points(fit, chunk), fit.poses[chunk], fit.focal, self.centre, self.observed[chunk], weight)
-            count = len(part.pose)
-            pose_point = part.pose_point.swapaxes(1, 2).reshape(count, 6, -1)
-            point_focal = part.point_focal.reshape(count, -1, 1)
-            pose[chunk], pose_gradient[chunk] = part.pose, part.pose_gradient
-            border[chunk] = np.concatenate([pose_point @ self.identity.T, part.pose_focal[..., None]], 2)
-            point += part.point.sum(0)
-            corner[-1, -1] += part.focal
-            cross = self.identity @ point_focal.sum(0)[:, 0]
-            corner[:-1, -1] += cross
-            corner[-1, :-1] += cross
-            corner_gradient[:-1] += self.identity @ part.point_gradient.sum(0).ravel()
-            corner_gradient[-1] += part.focal_gradient
-
-            # per frame: the expression block, and what couples it to [itself's gradient | pose | shared]
-            curved = _blocks_times(part.point, self.expression)  # (F, E, 3L)
-            block = curved @ self.expression.T + np.eye(len(self.expression))
-            block += damping * block * np.eye(len(self.expression))
-            gradient = part.point_gradient.reshape(count, -1) @ self.expression.T + fit.expression[chunk]
-            coupling = np.concatenate([gradient[..., None], self.expression @ pose_point.swapaxes(1, 2),
-                                       curved @ self.identity.T, self.expression @ point_focal], 2)  # fmt: skip
-            solved = np.linalg.solve(block, coupling)
-            reduced = coupling[..., 1:].swapaxes(1, 2) @ solved  # (F, 6 + S, 1 + 6 + S)
-            pose[chunk] -= reduced[:, :6, 1:7]
-            pose_gradient[chunk] -= reduced[:, :6, 0]
-            border[chunk] -= reduced[:, :6, 7:]
-            corner -= reduced[:, 6:, 7:].sum(0)
-            corner_gradient -= reduced[:, 6:, 0].sum(0)
-            eliminated.append(solved)
+        for chunk, part in in_chunks(lambda chunk: self.reduced(fit, damping, chunk), frames):
+            pose[chunk], pose_gradient[chunk], border[chunk] = part.pose, part.pose_gradient, part.border
+            corner += part.corner
+            corner_gradient += part.corner_gradient
+            point += part.point
+            eliminated.append(part.solved)
         corner[:-1, :-1] += _blocks_times(point[None], self.identity)[0] @ self.identity.T
         pose_step, step = solve_arrow(pose, pose_gradient, border, corner, corner_gradient, damping, fit.poses, self.motion)
         solved = np.concatenate(eliminated)
@@ -131,6 +139,19 @@ class FaceProblem:
         return Fit(fit.model, fit.poses.moved(pose_step), np.clip(fit.identity + step[:-1], -bound, bound),
                    np.clip(fit.expression + expression_step, -bound, bound),
                    float(np.clip(fit.focal * np.exp(np.clip(step[-1], -0.2, 0.2)), low, high)))  # fmt: skip
+
+
+@dataclasses.dataclass
+class Reduced:
+    """What a chunk of frames adds to the arrow system (S shared unknowns) once its expressions are eliminated."""
+
+    pose: np.ndarray  # (F, 6, 6)
+    pose_gradient: np.ndarray  # (F, 6)
+    border: np.ndarray  # (F, 6, S)
+    corner: np.ndarray  # (S, S), without what the identity has in `point`
+    corner_gradient: np.ndarray  # (S,)
+    point: np.ndarray  # (L, 3, 3)
+    solved: np.ndarray  # (F, E, 1 + 6 + S): expressions of gradient, pose and shared
 
 
 def _blocks_times(blocks: np.ndarray, basis: np.ndarray) -> np.ndarray:
