@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 from data_utils.face_tracking import rigid_pixels
 from data_utils.face_tracking.fit import FOCAL_BOUNDS, REFERENCE_SIDE
@@ -19,23 +20,24 @@ from data_utils.face_tracking.params import read_blink, read_fit
 from data_utils.optical_flow import load_flow
 from data_utils.optical_flow.tracks import Tracks, track
 from data_utils.pose_solver import (
-    Linearised,
     Poses,
     SmoothMotion,
     cauchy,
-    in_chunks,
+    chunks,
     levenberg_marquardt,
     linearise,
     project,
+    project_tensor,
     solve_arrow,
     still_jitter,
+    tensor,
 )
 from utils.constants import DM_PER_M
 from utils.dataset_folder import DatasetFolder
 from utils.files import write_npz, write_tensors
 from utils.image import read_rgb
 from utils.pose import euler_to_matrix, matrix_to_euler
-from utils.progress import progress
+from utils.progress import solver_progress
 
 VERSION = 3  # 2: fewer, more rigid tracks; 3: tracks on hair and ears too
 # All pixel figures are for a picture side of 512 and scale with it.
@@ -66,7 +68,8 @@ class Bundle:
 
 def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     """Writes tracks.npz and bundle_adjustment.pt; returns facts for the report (pixels are those of a 512-pixel side)."""
-    flow = load_flow(getattr(options, "flow", "auto"), getattr(options, "device", "cpu"))
+    device = getattr(options, "device", "cpu")
+    flow = load_flow(getattr(options, "flow", "auto"), device)
     fit, ids = read_fit(folder, getattr(options, "face_model", "auto")), np.array(folder.valid_ids())
     count = len(fit.expression)
     fit = dataclasses.replace(fit, poses=fit.poses[ids], expression=fit.expression[ids])
@@ -75,8 +78,8 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     tracks = track(fit, folder, ids, centre, flow, read_blink(folder)[ids])
 
     start = Bundle(fit.poses, tracks.points, fit.focal)
-    with progress(label="bundle adjustment", unit="step") as bar:
-        bundle, keep = adjust(start, tracks, ids, centre, lambda cost: (bar.update(), bar.set_postfix(cost=f"{cost:.0f}")))
+    with solver_progress("bundle adjustment") as each:
+        bundle, keep = adjust(start, tracks, ids, centre, each, device=device)
     followed = len(tracks.points)
     tracks = dataclasses.replace(tracks, pixels=tracks.pixels[:, keep], visible=tracks.visible[:, keep])
     rigid = rigid_observations(bundle, tracks, centre)
@@ -158,11 +161,13 @@ class BundleProblem:
     """
 
     def __init__(self, start: Bundle, pixels: np.ndarray, visible: np.ndarray, noise: np.ndarray, anchors: np.ndarray,
-                 centre: np.ndarray, motion: SmoothMotion | None, free_structure: bool = True):  # fmt: skip
-        self.start, self.pixels, self.visible, self.centre, self.motion = start, pixels, visible, centre, motion
+                 centre: np.ndarray, motion: SmoothMotion | None, free_structure: bool = True,
+                 device: torch.device | str = "cpu"):  # fmt: skip
+        self.start, self.centre, self.motion, self.device = start, centre, motion, device
         self.free_structure = free_structure
         side = centre.max() * 2
-        self.noise = noise
+        self.pixels, self.noise = tensor(pixels, device), tensor(noise, device)
+        self.visible = torch.as_tensor(visible, device=device)
         self.share = min(1.0, INDEPENDENT / max(1, len(start.points)))
         structure = max(1.0, len(pixels) / INDEPENDENT_FRAMES) * self.share
         self.anchor = structure / anchors[:, None] ** 2
@@ -170,10 +175,11 @@ class BundleProblem:
         self.pose_precision = np.repeat(np.array(POSE_DEVIATION) ** -2.0, 3)
         self.bounds = np.array(FOCAL_BOUNDS) * side / REFERENCE_SIDE
 
-    def squared(self, bundle: Bundle, frames: slice) -> np.ndarray:
+    def squared(self, bundle: Bundle, frames: slice) -> Tensor:
         """(F, K) squared reprojection errors in deviations, zero where invisible."""
-        error = project(bundle.points, bundle.poses[frames], bundle.focal, self.centre) - self.pixels[frames]
-        return np.where(self.visible[frames], (error**2).sum(-1) / self.noise**2, 0.0)
+        points = tensor(bundle.points, self.device)
+        error = project_tensor(points, bundle.poses[frames], bundle.focal, self.centre) - self.pixels[frames]
+        return torch.where(self.visible[frames], (error**2).sum(-1) / self.noise**2, 0.0)
 
     def from_start(self, poses: Poses) -> np.ndarray:
         """(F, 6) how far poses have moved from the prior's."""
@@ -181,16 +187,11 @@ class BundleProblem:
         return np.concatenate([turn, poses.translation - self.start.poses.translation], 1)
 
     def cost(self, bundle: Bundle) -> float:
-        parts = in_chunks(lambda frames: cauchy(self.squared(bundle, frames), ROBUST)[0].sum(), len(self.pixels))
-        data = sum(part for _, part in parts)
+        data = sum(cauchy(self.squared(bundle, frames), ROBUST)[0].sum() for frames in chunks(len(self.pixels)))
         prior = (self.anchor * (bundle.points - self.start.points) ** 2).sum()
         prior += self.focal_precision * np.log(bundle.focal / self.start.focal) ** 2
         prior += (self.pose_precision * self.from_start(bundle.poses) ** 2).sum()
         return 0.5 * float(self.share * data + prior) + (self.motion.cost(bundle.poses) if self.motion else 0.0)
-
-    def linearised(self, bundle: Bundle, chunk: slice) -> Linearised:
-        weight = self.share * self.visible[chunk] * cauchy(self.squared(bundle, chunk), ROBUST)[1] / self.noise**2
-        return linearise(bundle.points, bundle.poses[chunk], bundle.focal, self.centre, self.pixels[chunk], weight)
 
     def propose(self, bundle: Bundle, damping: float) -> Bundle:
         count, shared = len(bundle.points), 3 * len(bundle.points) + 1 if self.free_structure else 0
@@ -201,17 +202,20 @@ class BundleProblem:
         point_gradient = self.anchor * (bundle.points - self.start.points)
         point_focal, focal = np.zeros((count, 3)), self.focal_precision
         focal_gradient = self.focal_precision * np.log(bundle.focal / self.start.focal)
-        for chunk, part in in_chunks(lambda chunk: self.linearised(bundle, chunk), len(self.pixels)):
-            pose[chunk] += part.pose
-            pose_gradient[chunk] += part.pose_gradient
+        for chunk in chunks(len(self.pixels)):
+            weight = self.share * self.visible[chunk] * cauchy(self.squared(bundle, chunk), ROBUST)[1] / self.noise**2
+            points = tensor(bundle.points, self.device)
+            part = linearise(points, bundle.poses[chunk], bundle.focal, self.centre, self.pixels[chunk], weight)
+            pose[chunk] += part.pose.cpu().numpy()
+            pose_gradient[chunk] += part.pose_gradient.cpu().numpy()
             if self.free_structure:
-                border[chunk, :, :-1] = part.pose_point.swapaxes(1, 2).reshape(len(part.pose), 6, -1)
-                border[chunk, :, -1] = part.pose_focal
-                point += part.point.sum(0)
-                point_gradient += part.point_gradient.sum(0)
-                point_focal += part.point_focal.sum(0)
-                focal += part.focal
-                focal_gradient += part.focal_gradient
+                border[chunk, :, :-1] = part.pose_point.transpose(1, 2).flatten(2).cpu().numpy()
+                border[chunk, :, -1] = part.pose_focal.cpu().numpy()
+                point += part.point.sum(0).cpu().numpy()
+                point_gradient += part.point_gradient.sum(0).cpu().numpy()
+                point_focal += part.point_focal.sum(0).cpu().numpy()
+                focal += float(part.focal)
+                focal_gradient += float(part.focal_gradient)
         corner, corner_gradient = np.zeros((shared, shared)), np.zeros(shared)
         if self.free_structure:
             blocks = corner[:-1, :-1].reshape(count, 3, count, 3)
@@ -228,7 +232,7 @@ class BundleProblem:
 
 
 def adjust(start: Bundle, tracks: Tracks, ids: np.ndarray, centre: np.ndarray, each=None,
-           structure: np.ndarray | None = None) -> tuple[Bundle, np.ndarray]:  # fmt: skip
+           structure: np.ndarray | None = None, device: torch.device | str = "cpu") -> tuple[Bundle, np.ndarray]:  # fmt: skip
     """Bundle adjustment of a clip. Returns the result and the indices (K',) of the keypoints it stands on.
 
     A first solution on frames all over the clip shows how well each keypoint moves with the head: the worst are left out of the
@@ -243,7 +247,7 @@ def adjust(start: Bundle, tracks: Tracks, ids: np.ndarray, centre: np.ndarray, e
     def solve(bundle: Bundle, frames: np.ndarray, free_structure: bool = True) -> Bundle:
         motion = SmoothMotion(ids[frames], bundle.poses, bundle.focal, MOTION_DEVIATION * side)
         pixels, visible = tracks.pixels[frames][:, keep], tracks.visible[frames][:, keep]
-        problem = BundleProblem(bundle, pixels, visible, noise, tracks.anchors[keep], centre, motion, free_structure)
+        problem = BundleProblem(bundle, pixels, visible, noise, tracks.anchors[keep], centre, motion, free_structure, device)
         return levenberg_marquardt(problem, bundle, 15, 1e-4, each)
 
     look = some[:: max(1, len(some) // 300)]

@@ -5,22 +5,26 @@ arrow: a band of 6x6 pose blocks and a dense border for the shared unknowns (poi
 are far more poses than shared unknowns, so the poses are eliminated by a banded Cholesky factorisation and the Schur complement
 is formed over the shared ones; then Levenberg-Marquardt as usual (Triggs et al., Bundle Adjustment - A Modern Synthesis, 2000).
 
+What grows with the landmarks of all frames is torch in float64, on any device, a chunk of frames at a time; what is left of it, the
+arrow, is numpy's.
+
 Camera: utils/pose.py. A pose step (w, d) means R <- exp(w) R, t <- t + d.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
 from scipy.linalg import cho_factor, cho_solve, solveh_banded
 from scipy.ndimage import uniform_filter1d
 from scipy.spatial.transform import Rotation, Slerp
-from threadpoolctl import threadpool_limits
+from torch import Tensor
 
-from data_utils.per_frame import ordered_map
+import utils.pose
 
 HEAD_RADIUS = 0.7  # dm: how far points lie from the head's origin; turns radians into displacement
 CHUNK = 64  # frames linearised at once
@@ -40,6 +44,9 @@ class Poses:
     def __getitem__(self, frames) -> Poses:
         return Poses(self.rotation[frames], self.translation[frames])
 
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        return tensor(self.rotation, device), tensor(self.translation, device)
+
     def spread(self, ids: np.ndarray, count: int) -> Poses:
         """Poses of frames `ids` (ascending) -> poses of frames 0..count-1, interpolated in between, held at the ends."""
         frames = np.clip(np.arange(count), ids[0], ids[-1])
@@ -49,63 +56,80 @@ class Poses:
         return Poses(Slerp(ids, Rotation.from_matrix(self.rotation))(frames).as_matrix(), translation)
 
 
+def tensor(values: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """In float64, as the solver works."""
+    return torch.as_tensor(values, dtype=torch.float64, device=device)
+
+
 def project(points: np.ndarray, poses: Poses, focal: float, centre: np.ndarray) -> np.ndarray:
-    """(L, 3) or (F, L, 3) points -> (F, L, 2) pixels (the numpy twin of utils.pose.project)."""
-    camera = points @ poses.rotation.transpose(0, 2, 1) + poses.translation[:, None]
-    return centre + focal * camera[..., :2] / camera[..., 2:] * (-1, 1)
+    """(L, 3) or (F, L, 3) points -> (F, L, 2) pixels."""
+    return project_tensor(tensor(points), poses, focal, centre).numpy()
+
+
+def project_tensor(points: Tensor, poses: Poses, focal: float, centre: np.ndarray) -> Tensor:
+    """`project`, on the device of the points."""
+    return utils.pose.project(points, *poses.on(points.device), focal, *centre.tolist())
 
 
 @dataclasses.dataclass
 class Linearised:
     """Normal equations of the reprojection errors of a chunk of frames, before the points' own parametrisation."""
 
-    pose: np.ndarray  # (F, 6, 6)
-    pose_gradient: np.ndarray  # (F, 6)
-    point: np.ndarray  # (F, L, 3, 3)
-    point_gradient: np.ndarray  # (F, L, 3)
-    pose_point: np.ndarray  # (F, L, 6, 3)
-    pose_focal: np.ndarray  # (F, 6), with respect to log focal
-    point_focal: np.ndarray  # (F, L, 3)
-    focal: float
-    focal_gradient: float
+    pose: Tensor  # (F, 6, 6)
+    pose_gradient: Tensor  # (F, 6)
+    point: Tensor  # (F, L, 3, 3)
+    point_gradient: Tensor  # (F, L, 3)
+    pose_point: Tensor  # (F, L, 6, 3)
+    pose_focal: Tensor  # (F, 6), with respect to log focal
+    point_focal: Tensor  # (F, L, 3)
+    focal: Tensor  # ()
+    focal_gradient: Tensor  # ()
 
 
-def linearise(points: np.ndarray, poses: Poses, focal: float, centre: np.ndarray, observed: np.ndarray,
-              weight: np.ndarray) -> Linearised:  # fmt: skip
-    """Gauss-Newton terms of 1/2 sum weight |projection - observed|^2; observed (F, L, 2) px, weight (F, L)."""
-    rotated = points @ poses.rotation.transpose(0, 2, 1)
-    x, y, z = np.moveaxis(rotated + poses.translation[:, None], -1, 0)
-    root = np.sqrt(weight)
+def linearise(points: Tensor, poses: Poses, focal: float, centre: np.ndarray, observed: Tensor, weight: Tensor) -> Linearised:
+    """Gauss-Newton terms of 1/2 sum weight |projection - observed|^2; points (L, 3) or (F, L, 3) dm, observed (F, L, 2) px,
+    weight (F, L)."""
+    rotation, translation = poses.on(points.device)
+    rotated = points @ rotation.transpose(1, 2)
+    x, y, z = (rotated + translation[:, None]).unbind(-1)
+    root = weight.sqrt()
     scale = root * focal / z
-    zero = np.zeros_like(z)
-    camera = np.stack([-scale, zero, scale * x / z, zero, scale, -scale * y / z], -1).reshape(*z.shape, 2, 3)
-    by_focal = np.stack([-scale * x, scale * y], -1)
-    residual = np.where(root[..., None] > 0, by_focal + root[..., None] * (centre - observed), 0.0)
+    zero = torch.zeros_like(z)
+    camera = torch.stack([-scale, zero, scale * x / z, zero, scale, -scale * y / z], -1).unflatten(-1, (2, 3))
+    by_focal = torch.stack([-scale * x, scale * y], -1)
+    error = by_focal + root[..., None] * (tensor(centre, points.device) - observed)
+    residual = torch.where(root[..., None] > 0, error, 0.0)
 
     # d(w x X)/dw: the row a of `camera` gives a . (w x X) = w . (X x a)
-    by_rotation = np.cross(rotated[:, :, None], camera)
-    by_pose = np.concatenate([by_rotation, camera], -1)  # (F, L, 2, 6)
-    by_point = camera @ poses.rotation[:, None]
-    flat, flat_residual = by_pose.reshape(len(z), -1, 6), residual.reshape(len(z), -1, 1)
-    flat_focal = by_focal.reshape(len(z), -1, 1)
-    point_t = by_point.swapaxes(-1, -2)
+    by_pose = torch.cat([torch.linalg.cross(rotated[:, :, None].expand_as(camera), camera), camera], -1)  # (F, L, 2, 6)
+    by_point = (camera.flatten(1, 2) @ rotation).view_as(camera)
+    flat = by_pose.flatten(1, 2).transpose(1, 2)  # (F, 6, 2L)
     return Linearised(
-        pose=flat.swapaxes(1, 2) @ flat,
-        pose_gradient=(flat.swapaxes(1, 2) @ flat_residual)[..., 0],
-        point=point_t @ by_point,
-        point_gradient=(point_t @ residual[..., None])[..., 0],
-        pose_point=by_pose.swapaxes(-1, -2) @ by_point,
-        pose_focal=(flat.swapaxes(1, 2) @ flat_focal)[..., 0],
-        point_focal=(point_t @ by_focal[..., None])[..., 0],
-        focal=float((by_focal**2).sum()),
-        focal_gradient=float((by_focal * residual).sum()),
+        pose=flat @ flat.transpose(1, 2),
+        pose_gradient=(flat @ residual.reshape(len(z), -1, 1))[..., 0],
+        point=_pairs(by_point, by_point),
+        point_gradient=_pairs(by_point, residual[..., None])[..., 0],
+        pose_point=_pairs(by_pose, by_point),
+        pose_focal=(flat @ by_focal.reshape(len(z), -1, 1))[..., 0],
+        point_focal=_pairs(by_point, by_focal[..., None])[..., 0],
+        focal=(by_focal**2).sum(),
+        focal_gradient=(by_focal * residual).sum(),
     )
 
 
-def cauchy(squared: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def _pairs(a: Tensor, b: Tensor) -> Tensor:
+    """a^T b of (F, L, 2, n) and (F, L, 2, m), written out: products of matrices this small are mostly overhead."""
+    return a[..., 0, :, None] * b[..., 0, None, :] + a[..., 1, :, None] * b[..., 1, None, :]
+
+
+def cauchy(squared: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Cauchy loss of squared residuals: (loss, weight = d loss / d squared), both equal to least squares near zero."""
     ratio = squared / scale**2
-    return scale**2 * np.log1p(ratio), 1 / (1 + ratio)
+    return scale**2 * ratio.log1p(), 1 / (1 + ratio)
+
+
+def chunks(frames: int) -> list[slice]:
+    return [slice(i, min(i + CHUNK, frames)) for i in range(0, frames, CHUNK)]
 
 
 class SmoothMotion:
@@ -130,12 +154,15 @@ class SmoothMotion:
         return (velocity[self.middle] - velocity[self.middle - 1]) * self.scale
 
     def cost(self, poses: Poses) -> float:
-        return 0.5 * float(cauchy((self.residual(poses) ** 2).sum(1), 2.0)[0].sum())
+        return 0.5 * float(self._robust(self.residual(poses))[0].sum())
+
+    def _robust(self, residual: np.ndarray) -> tuple[Tensor, Tensor]:
+        return cauchy(tensor((residual**2).sum(1)), 2.0)
 
     def add(self, band: np.ndarray, gradient: np.ndarray, poses: Poses) -> None:
         """Add to the lower band (18, 6F) and the gradient (F, 6). Frame-to-frame turns are small: d log(R1 R0^T) = w1 - w0."""
         residual = self.residual(poses)
-        weight = cauchy((residual**2).sum(1), 2.0)[1][:, None]
+        weight = self._robust(residual)[1].numpy()[:, None]
         columns = band.reshape(18, -1, 6)
         stencil = (1.0, -2.0, 1.0)
         for i, a in enumerate(stencil):
@@ -167,16 +194,6 @@ def solve_arrow(pose: np.ndarray, pose_gradient: np.ndarray, border: np.ndarray,
     damped = corner + np.diag(damping * np.diag(corner) + 1e-9)
     step = -cho_solve(cho_factor(damped - flat.T @ solved[:, 1:]), corner_gradient - flat.T @ solved[:, 0])
     return -(solved[:, 0] + solved[:, 1:] @ step).reshape(frames, 6), step
-
-
-Part = TypeVar("Part")
-
-
-def in_chunks(function: Callable[[slice], Part], frames: int) -> Iterator[tuple[slice, Part]]:
-    """(chunk, function(chunk)) over all frames, in order, a thread a chunk: the matrices are too small for threads of their own."""
-    chunks = [slice(i, i + CHUNK) for i in range(0, frames, CHUNK)]
-    with threadpool_limits(1, "blas"):
-        yield from zip(chunks, ordered_map(function, chunks), strict=True)
 
 
 State = TypeVar("State")

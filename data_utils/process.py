@@ -130,8 +130,9 @@ def main(argv: list[str] | None = None) -> None:
     import cv2
 
     from data_utils import report
-    from utils.device import choose_device
+    from utils.device import choose_device, keep_freed_memory
 
+    keep_freed_memory()
     cv2.setNumThreads(1)  # stages work at several frames at once (data_utils/per_frame.py): more threads only fight for the cores
     options.device = str(choose_device(options.device))
     folder = data_folder(options.video)

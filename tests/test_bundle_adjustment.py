@@ -18,7 +18,7 @@ from data_utils.face_tracking.fit import Fit
 from data_utils.face_tracking.params import write_params
 from data_utils.optical_flow import load_flow
 from data_utils.optical_flow.tracks import Tracks, track
-from data_utils.pose_solver import Poses, SmoothMotion, linearise, project, solve_arrow, still_jitter
+from data_utils.pose_solver import Poses, SmoothMotion, linearise, project, solve_arrow, still_jitter, tensor
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.image import write_rgb
@@ -77,7 +77,7 @@ def test_linearised_gradient_agrees_with_finite_differences():
     def loss(moved: Poses, shape: np.ndarray, focal: float) -> float:
         return 0.5 * float((weight[..., None] * (project(shape, moved, focal, CENTRE) - observed) ** 2).sum())
 
-    part, step = linearise(points, poses, FOCAL, CENTRE, observed, weight), 1e-6
+    part, step = linearise(tensor(points), poses, FOCAL, CENTRE, tensor(observed), tensor(weight)), 1e-6
     for frame, axis in ((0, 0), (0, 4), (1, 2), (1, 5)):
         move = np.zeros((2, 6))
         move[frame, axis] = step

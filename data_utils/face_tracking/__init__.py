@@ -18,7 +18,7 @@ from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.image import read_rgb
 from utils.ply import write_mesh
-from utils.progress import progress
+from utils.progress import solver_progress
 
 VERSION = 2  # 2: the identity basis is stored
 FUSED_VERTICES = 5000  # fused.ply is subdivided until it has at least as many
@@ -33,8 +33,8 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     count, landmarks = len(landmarks), landmarks[ids]
     height, width = read_rgb(folder.require(folder.frame(int(ids[0])))).shape[:2]
     centre = np.array([width / 2, height / 2])
-    with progress(label="face tracking", unit="step") as bar:
-        fit = fit_clip(model, landmarks, ids, centre, lambda cost: (bar.update(), bar.set_postfix(cost=f"{cost:.0f}")))
+    with solver_progress("face tracking") as each:
+        fit = fit_clip(model, landmarks, ids, centre, each, getattr(options, "device", "cpu"))
 
     write_params(folder, fit, ids, count)
     points, normals, colours, faces = canonical_face(fit, folder, ids, centre)

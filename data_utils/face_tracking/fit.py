@@ -10,17 +10,21 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from data_utils.face_tracking.linear_face import COEFFICIENT_BOUND, FaceModel
 from data_utils.pose_solver import (
     Poses,
     SmoothMotion,
     cauchy,
-    in_chunks,
+    chunks,
     levenberg_marquardt,
     linearise,
     project,
+    project_tensor,
     solve_arrow,
+    tensor,
 )
 
 # All pixel figures below are for a picture side of 512 and scale with it.
@@ -58,110 +62,103 @@ class Fit:
 class FaceProblem:
     """The fit as a least-squares problem. observed (F, L, 2) px of the model's landmarks, noise (L,) px."""
 
-    def __init__(self, model: FaceModel, observed: np.ndarray, noise: np.ndarray, centre: np.ndarray, motion: SmoothMotion | None):
+    def __init__(self, model: FaceModel, observed: np.ndarray, noise: np.ndarray, centre: np.ndarray, motion: SmoothMotion | None,
+                 device: torch.device | str = "cpu"):  # fmt: skip
         chosen = model.landmark_vertices
-        self.model, self.observed, self.noise, self.centre, self.motion = model, observed, noise, centre, motion
-        self.mean = model.mean[chosen]
-        self.identity = model.identity[:, chosen].reshape(-1, 3 * len(chosen))  # (K, 3L)
-        self.expression = model.expression[:, chosen].reshape(-1, 3 * len(chosen))  # (E, 3L)
+        self.model, self.centre, self.motion, self.device = model, centre, motion, device
+        self.observed, self.noise, self.mean = (tensor(x, device) for x in (observed, noise, model.mean[chosen]))
+        self.identity = tensor(model.identity[:, chosen].reshape(-1, 3 * len(chosen)), device)  # (K, 3L)
+        self.expression = tensor(model.expression[:, chosen].reshape(-1, 3 * len(chosen)), device)  # (E, 3L)
         self.share = min(1.0, INDEPENDENT / model.landmark_count)
         self.prior = max(1.0, len(observed) / INDEPENDENT_FRAMES)  # weight of the priors of what all frames share
         self.focal_prior = np.log(FOCAL * centre.max() * 2 / REFERENCE_SIDE)
 
-    def points(self, fit: Fit, frames: slice) -> np.ndarray:
-        neutral = self.mean + (fit.identity @ self.identity).reshape(-1, 3)
-        return neutral + (fit.expression[frames] @ self.expression).reshape(-1, *self.mean.shape)
+    def points(self, fit: Fit, frames: slice) -> Tensor:
+        shape = tensor(fit.identity, self.device) @ self.identity + tensor(fit.expression[frames], self.device) @ self.expression
+        return self.mean + shape.unflatten(-1, self.mean.shape)
 
-    def squared(self, fit: Fit, frames: slice) -> tuple[np.ndarray, np.ndarray]:
+    def squared(self, fit: Fit, frames: slice) -> tuple[Tensor, Tensor]:
         """(F, L) squared reprojection errors, in deviations, and which of them count (the contour is where the pose has it)."""
-        pixels = project(self.points(fit, frames), fit.poses[frames], fit.focal, self.centre)
-        error = pixels - self.observed[frames]
-        return (error**2).sum(-1) / self.noise**2, self.model.outermost(pixels[..., 0])
+        pixels = project_tensor(self.points(fit, frames), fit.poses[frames], fit.focal, self.centre)
+        counts = self.model.outermost(pixels[..., 0].cpu().numpy())
+        return ((pixels - self.observed[frames]) ** 2).sum(-1) / self.noise**2, torch.as_tensor(counts, device=self.device)
 
     def cost(self, fit: Fit) -> float:
-        def of(frames: slice) -> float:
+        data = 0.0
+        for frames in chunks(len(self.observed)):
             squared, counts = self.squared(fit, frames)
-            return cauchy(squared, ROBUST)[0][counts].sum()
-
-        data = sum(part for _, part in in_chunks(of, len(self.observed)))
+            data += (counts * cauchy(squared, ROBUST)[0]).sum()
         shared = (fit.identity**2).sum() + ((np.log(fit.focal) - self.focal_prior) / FOCAL_DEVIATION) ** 2
         prior = self.prior * shared + (fit.expression**2).sum()
         return 0.5 * float(self.share * data + prior) + (self.motion.cost(fit.poses) if self.motion else 0.0)
 
-    def reduced(self, fit: Fit, damping: float, chunk: slice) -> Reduced:
-        squared, counts = self.squared(fit, chunk)
-        weight = self.share * counts * cauchy(squared, ROBUST)[1] / self.noise**2
-        part = linearise(self.points(fit, chunk), fit.poses[chunk], fit.focal, self.centre, self.observed[chunk], weight)
-        count, shared = len(part.pose), len(self.identity) + 1
-        pose_point = part.pose_point.swapaxes(1, 2).reshape(count, 6, -1)
-        point_focal = part.point_focal.reshape(count, -1, 1)
-        border = np.concatenate([pose_point @ self.identity.T, part.pose_focal[..., None]], 2)
-        corner, corner_gradient = np.zeros((shared, shared)), np.zeros(shared)
-        corner[-1, -1] = part.focal
-        corner[:-1, -1] = corner[-1, :-1] = self.identity @ point_focal.sum(0)[:, 0]
-        corner_gradient[:-1] = self.identity @ part.point_gradient.sum(0).ravel()
-        corner_gradient[-1] = part.focal_gradient
-
-        # per frame: the expression block, and what couples it to [itself's gradient | pose | shared]
-        curved = _blocks_times(part.point, self.expression)  # (F, E, 3L)
-        block = curved @ self.expression.T + np.eye(len(self.expression))
-        block += damping * block * np.eye(len(self.expression))
-        gradient = part.point_gradient.reshape(count, -1) @ self.expression.T + fit.expression[chunk]
-        coupling = np.concatenate([gradient[..., None], self.expression @ pose_point.swapaxes(1, 2),
-                                   curved @ self.identity.T, self.expression @ point_focal], 2)  # fmt: skip
-        solved = np.linalg.solve(block, coupling)
-        reduced = coupling[..., 1:].swapaxes(1, 2) @ solved  # (F, 6 + S, 1 + 6 + S)
-        return Reduced(part.pose - reduced[:, :6, 1:7], part.pose_gradient - reduced[:, :6, 0], border - reduced[:, :6, 7:],
-                       corner - reduced[:, 6:, 7:].sum(0), corner_gradient - reduced[:, 6:, 0].sum(0), part.point.sum(0),
-                       solved)  # fmt: skip
-
     def propose(self, fit: Fit, damping: float) -> Fit:
-        frames, shared = len(self.observed), len(self.identity) + 1
-        pose, pose_gradient, border = np.zeros((frames, 6, 6)), np.zeros((frames, 6)), np.zeros((frames, 6, shared))
-        precision = self.prior * np.r_[np.ones(shared - 1), FOCAL_DEVIATION**-2]
-        corner = np.diag(precision)
+        parts = [self.reduced(fit, damping, chunk) for chunk in chunks(len(self.observed))]
+        precision = self.prior * np.r_[np.ones(len(fit.identity)), FOCAL_DEVIATION**-2]
+        corner = np.diag(precision) + sum(part.corner for part in parts).cpu().numpy()
         corner_gradient = precision * np.r_[fit.identity, np.log(fit.focal) - self.focal_prior]
-        point = np.zeros((len(self.mean), 3, 3))
-        eliminated = []
-        for chunk, part in in_chunks(lambda chunk: self.reduced(fit, damping, chunk), frames):
-            pose[chunk], pose_gradient[chunk], border[chunk] = part.pose, part.pose_gradient, part.border
-            corner += part.corner
-            corner_gradient += part.corner_gradient
-            point += part.point
-            eliminated.append(part.solved)
-        corner[:-1, :-1] += _blocks_times(point[None], self.identity)[0] @ self.identity.T
+        corner_gradient += sum(part.corner_gradient for part in parts).cpu().numpy()
+        shape = _blocks_times(sum(part.point for part in parts)[None], self.identity)[0] @ self.identity.T
+        corner[:-1, :-1] += shape.cpu().numpy()
+        per_frame = ("pose", "pose_gradient", "border", "solved")
+        pose, pose_gradient, border, solved = (torch.cat([getattr(p, name) for p in parts]).cpu().numpy() for name in per_frame)
         pose_step, step = solve_arrow(pose, pose_gradient, border, corner, corner_gradient, damping, fit.poses, self.motion)
-        solved = np.concatenate(eliminated)
-        expression_step = -(solved[..., 0] + (solved[..., 1:] @ np.concatenate(
-            [pose_step, np.tile(step, (frames, 1))], 1)[..., None])[..., 0])  # fmt: skip
+        steps = np.concatenate([pose_step, np.tile(step, (len(pose_step), 1))], 1)
+        expression_step = -(solved[..., 0] + (solved[..., 1:] @ steps[..., None])[..., 0])
         low, high = np.array(FOCAL_BOUNDS) * self.centre.max() * 2 / REFERENCE_SIDE
         bound = COEFFICIENT_BOUND
         return Fit(fit.model, fit.poses.moved(pose_step), np.clip(fit.identity + step[:-1], -bound, bound),
                    np.clip(fit.expression + expression_step, -bound, bound),
                    float(np.clip(fit.focal * np.exp(np.clip(step[-1], -0.2, 0.2)), low, high)))  # fmt: skip
 
+    def reduced(self, fit: Fit, damping: float, chunk: slice) -> Reduced:
+        """The chunk's normal equations without its expressions."""
+        squared, counts = self.squared(fit, chunk)
+        weight = self.share * counts * cauchy(squared, ROBUST)[1] / self.noise**2
+        part = linearise(self.points(fit, chunk), fit.poses[chunk], fit.focal, self.centre, self.observed[chunk], weight)
+        pose_point = part.pose_point.transpose(1, 2).flatten(2)  # (F, 6, 3L)
+        point_focal = part.point_focal.flatten(1)[..., None]
+        border = torch.cat([pose_point @ self.identity.T, part.pose_focal[..., None]], 2)
+        of_focal = self.identity @ point_focal.sum(0)  # (K, 1)
+        corner = torch.cat([torch.cat([torch.zeros_like(self.identity @ self.identity.T), of_focal], 1),
+                            torch.cat([of_focal.T, part.focal.view(1, 1)], 1)])  # fmt: skip
+        corner_gradient = torch.cat([self.identity @ part.point_gradient.sum(0).flatten(), part.focal_gradient.view(1)])
+
+        # per frame: the expression block, and what couples it to [itself's gradient | pose | shared]
+        curved = _blocks_times(part.point, self.expression)  # (F, E, 3L)
+        block = curved @ self.expression.T + torch.eye(len(self.expression), dtype=curved.dtype, device=self.device)
+        block += damping * torch.diag_embed(block.diagonal(dim1=1, dim2=2))
+        gradient = part.point_gradient.flatten(1) @ self.expression.T + tensor(fit.expression[chunk], self.device)
+        coupling = torch.cat([gradient[..., None], self.expression @ pose_point.transpose(1, 2),
+                              curved @ self.identity.T, self.expression @ point_focal], 2)  # fmt: skip
+        solved = torch.linalg.solve(block, coupling)
+        reduced = coupling[..., 1:].transpose(1, 2) @ solved  # (F, 6 + S, 1 + 6 + S)
+        return Reduced(part.pose - reduced[:, :6, 1:7], part.pose_gradient - reduced[:, :6, 0], border - reduced[:, :6, 7:],
+                       corner - reduced[:, 6:, 7:].sum(0), corner_gradient - reduced[:, 6:, 0].sum(0), part.point.sum(0),
+                       solved)  # fmt: skip
+
 
 @dataclasses.dataclass
 class Reduced:
     """What a chunk of frames adds to the arrow system (S shared unknowns) once its expressions are eliminated."""
 
-    pose: np.ndarray  # (F, 6, 6)
-    pose_gradient: np.ndarray  # (F, 6)
-    border: np.ndarray  # (F, 6, S)
-    corner: np.ndarray  # (S, S), without what the identity has in `point`
-    corner_gradient: np.ndarray  # (S,)
-    point: np.ndarray  # (L, 3, 3)
-    solved: np.ndarray  # (F, E, 1 + 6 + S): expressions of gradient, pose and shared
+    pose: Tensor  # (F, 6, 6)
+    pose_gradient: Tensor  # (F, 6)
+    border: Tensor  # (F, 6, S)
+    corner: Tensor  # (S, S), without what the identity has in `point`
+    corner_gradient: Tensor  # (S,)
+    point: Tensor  # (L, 3, 3)
+    solved: Tensor  # (F, E, 1 + 6 + S): expressions of gradient, pose and shared
 
 
-def _blocks_times(blocks: np.ndarray, basis: np.ndarray) -> np.ndarray:
+def _blocks_times(blocks: Tensor, basis: Tensor) -> Tensor:
     """(F, L, 3, 3) symmetric blocks x (K, 3L) basis -> (F, K, 3L)."""
-    vectors = basis.reshape(len(basis), blocks.shape[1], 3).transpose(1, 2, 0)  # (L, 3, K)
-    return (blocks @ vectors).transpose(0, 3, 1, 2).reshape(len(blocks), len(basis), blocks.shape[1] * 3)
+    vectors = basis.unflatten(1, (-1, 3))  # (K, L, 3)
+    return sum(vectors[:, :, j, None] * blocks[:, None, :, j] for j in range(3)).flatten(2)
 
 
 def fit_clip(model: FaceModel, landmarks: np.ndarray, ids: np.ndarray, centre: np.ndarray,
-             each: Callable[[float], None] | None = None) -> Fit:  # fmt: skip
+             each: Callable[[float], None] | None = None, device: torch.device | str = "cpu") -> Fit:  # fmt: skip
     """Fit all frames of a clip. landmarks (F, 478, 3) px of frames `ids` (z smaller = nearer), centre (2,) px."""
     scale = centre.max() * 2 / REFERENCE_SIDE
     observed = landmarks[:, model.landmark_ids, :2].astype(float)
@@ -175,18 +172,18 @@ def fit_clip(model: FaceModel, landmarks: np.ndarray, ids: np.ndarray, centre: n
     some = np.unique(np.linspace(0, len(ids) - 1, min(SHAPE_FRAMES, len(ids))).astype(int))
     start = Fit(model, poses[some], np.zeros(len(model.identity)), np.zeros((len(some), len(model.expression))), focal)
     doubtful = np.where(steady, 1, 1 if len(model.expression) else 4) * noise
-    shape = levenberg_marquardt(FaceProblem(model, observed[some], doubtful, centre, None), start, 20, 1e-4, each)
+    shape = levenberg_marquardt(FaceProblem(model, observed[some], doubtful, centre, None, device), start, 20, 1e-4, each)
 
     # every frame's pose for that subject
     fit = Fit(model, poses, shape.identity, np.zeros((len(ids), len(model.expression))), shape.focal)
     fit.poses.translation[:, 2] *= shape.focal / focal
     motion = SmoothMotion(ids, fit.poses, fit.focal, MOTION_DEVIATION * scale)
-    fit = levenberg_marquardt(FaceProblem(model, observed, doubtful, centre, motion), fit, 10, 1e-4, each)
+    fit = levenberg_marquardt(FaceProblem(model, observed, doubtful, centre, motion, device), fit, 10, 1e-4, each)
 
     if not len(model.expression):
         model = model.with_expression(_expressions_of_the_clip(fit, observed, centre))
         fit = dataclasses.replace(fit, model=model, expression=np.zeros((len(ids), len(model.expression))))
-    return levenberg_marquardt(FaceProblem(model, observed, noise, centre, motion), fit, 12, 1e-4, each)
+    return levenberg_marquardt(FaceProblem(model, observed, noise, centre, motion, device), fit, 12, 1e-4, each)
 
 
 def _initial_poses(points: np.ndarray, landmarks: np.ndarray, focal: float, centre: np.ndarray) -> Poses:
