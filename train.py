@@ -62,7 +62,8 @@ class Trainer:
         self.perceptual = perceptual and perceptual.to(self.device)
         self.regions, self.neighbours = AttentionRegions(read_face(reader).points.numpy()), Neighbours()
         self.aux = ("depth", "normal") * bool(config.lambda_normal) + ("distortion",) * bool(config.lambda_distortion)
-        self.captured = Captured(self.step, self.device)
+        halves = (self.step,) if self.team.size == 1 else (self.learn, self.update)
+        self.captured = Captured(self.device, *halves, between=self.average)
         self.generator = torch.cuda.default_generators[self.device.index] if self.device.type == "cuda" else torch.default_generator
         torch.manual_seed(config.seed)
         checkpoint = latest_checkpoint(self.scene.model_path)
@@ -133,6 +134,12 @@ class Trainer:
     def step(self) -> None:
         """One optimisation step on the batch the schedule stands at. Nothing in it waits for the device or asks the host, so
         that a GPU can replay it as a graph; what it leaves in `terms` and `drawn` is read every log_interval steps."""
+        self.learn()
+        self.average()
+        self.update()
+
+    def learn(self) -> None:
+        """The losses of our frames and their gradients."""
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.set_rates()
         self.batch = self.data.batch(self.schedule.rows)
@@ -142,17 +149,26 @@ class Trainer:
         if self.iteration < self.config.densify_until:
             self.head.gaussians.observe(drawn.maps.screen_grad / self.team.size, drawn.maps.radii)
         self.terms, self.drawn = {name: value.detach() for name, value in terms.items()}, drawn.rgb.detach()
-        gradients = [p.grad for p in self.optimized() if p.grad is not None]
-        self.team.average([*gradients, *self.terms.values()])
+
+    def average(self) -> None:
+        """Make gradients and losses those of the whole batch."""
+        self.team.average([*self.gradients(), *self.terms.values()])
+
+    def update(self) -> None:
+        """Step along the gradients, unless one is no number."""
         if self.watch is None:
-            self.watch = Watch((*terms, "gradient"), self.device)
+            self.watch = Watch((*self.terms, "gradient"), self.device)
             self.optimizer.found_inf = self.watch.bad  # the fused kernel then leaves weights and moments as they are
-        self.watch.look(self.schedule.row, torch.stack([*self.terms.values(), torch.stack(torch._foreach_norm(gradients)).sum()]))
+        norm = torch.stack(torch._foreach_norm(self.gradients())).sum()
+        self.watch.look(self.schedule.row, torch.stack([*self.terms.values(), norm]))
         self.optimizer.step()
         self.schedule.advance()
 
     def optimized(self) -> list[torch.nn.Parameter]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def gradients(self) -> list[torch.Tensor]:
+        return [p.grad for p in self.optimized() if p.grad is not None]
 
     def advance(self) -> None:
         """A step and what follows from its number; all randomness comes from seed and iteration, so a resumed run is exact."""

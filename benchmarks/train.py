@@ -40,7 +40,7 @@ def synchronise(device: torch.device) -> None:
 
 def milliseconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Median of a repetition, synchronised; on a GPU `work` is replayed as a graph."""
-    call, times = Captured(work, device), []
+    call, times = Captured(device, work), []
     for k in range(repeats + 2):  # the first call warms up, the second records
         synchronise(device)
         start = time.perf_counter()

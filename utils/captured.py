@@ -37,23 +37,31 @@ class Captured:
     The first call settles what a recording cannot: the optimizer's moments, the sizes of the rasterizer's lists, libraries.
     `step` reads and writes the same tensors every time and decides nothing on the host. When something else changes, a tensor
     replaced or another branch taken, call `forget`; surfels that outgrow the rasterizer's recorded lists are noticed here.
+
+    Several steps are called one after the other, a graph each, and `between` them, never recorded, what processes do together:
+    NCCL wants all of them to record and replay alike, but surfels outgrow the lists in one process before they do in another.
     """
 
-    def __init__(self, step: Callable[[], None], device: torch.device):
-        self._step, self._on_gpu = step, device.type == "cuda"
+    def __init__(self, device: torch.device, *steps: Callable[[], None], between: Callable[[], None] = lambda: None):
+        self._steps, self._between, self._on_gpu = steps, between, device.type == "cuda"
         self.forget()
 
     def forget(self) -> None:
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._graphs: list[torch.cuda.CUDAGraph] = []
         self._warm = False
 
     def __call__(self) -> None:
-        if self._graph is not None and graph_overflowed():
+        if self._graphs and graph_overflowed():
             self.forget()
-        if not (self._on_gpu and self._warm):
-            self._step()
-            self._warm = True
-            return
-        if self._graph is None:
-            self._graph = record(self._step, torch.cuda.current_stream())
-        self._graph.replay()
+        replays = self._on_gpu and self._warm
+        records = replays and not self._graphs
+        for k, step in enumerate(self._steps):
+            if k:
+                self._between()
+            if records:
+                self._graphs.append(record(step, torch.cuda.current_stream()))
+            if replays:
+                self._graphs[k].replay()
+            else:
+                step()
+        self._warm = True

@@ -30,7 +30,8 @@ class Team:
             device = f"cuda:{os.environ['LOCAL_RANK']}"
         self.device = choose_device(device)
         if self.size > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            on_gpu = self.device.type == "cuda"
+            dist.init_process_group("nccl" if on_gpu else "gloo", device_id=self.device if on_gpu else None)
 
     @property
     def leader(self) -> bool:
