@@ -21,6 +21,7 @@ import wave
 from collections.abc import Iterator
 from pathlib import Path
 
+import av
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -32,13 +33,13 @@ from utils.constants import FPS, SAMPLE_RATE
 from utils.driving import frame_levels, replayed_ids
 from utils.errors import UserError, command_line
 from utils.image_metrics import correlation_at
-from utils.video import read_frames
 
 ROOT = Path(__file__).resolve().parents[1]
 WINDOW = 2 * SAMPLE_RATE  # of sound that is compared at once
 CLEAR = 0.3  # correlation of mouth and loudness below which their lag means nothing
 SYNCED = 60 * FPS  # frames at either end whose mouth is held against the sound, or a tenth of all if that is more
 REACH = 5  # frames of lag that are tried
+HOST, CUDA_LIBRARIES = 2048, 1536  # MiB that rendering may take of the host, and what CUDA's libraries take there besides
 DRIFT = 0.5  # frames between the lags of both ends that a mouth which follows loosely may seem to drift
 
 
@@ -129,12 +130,14 @@ def mouth_curves(reader: TalkingDatasetReader, video: Path, frames: int, ends: i
     """Frames in the video, and (frames,) how dark it is between the lips in the `ends` frames at both ends, NaN between."""
     poses = replayed_ids(reader.ids, frames)
     darkness, count = np.full(frames, np.nan), 0
-    for k, picture in enumerate(read_frames(video)):
-        count += 1
-        if k < frames and (k < ends or k >= frames - ends):
-            lips = reader.landmarks(poses[k])[60:68]
-            (x0, y0), (x1, y1) = lips.min(0).astype(int) - 1, lips.max(0).astype(int) + 3
-            darkness[k] = -float(picture[y0:y1, x0:x1].mean())
+    with av.open(str(video)) as container:
+        container.streams.video[0].thread_type = "AUTO"
+        for k, frame in enumerate(container.decode(video=0)):
+            count += 1
+            if k < frames and (k < ends or k >= frames - ends):
+                lips = reader.landmarks(poses[k])[60:68]
+                (x0, y0), (x1, y1) = lips.min(0).astype(int) - 1, lips.max(0).astype(int) + 3
+                darkness[k] = -float(frame.to_ndarray(format="gray")[y0:y1, x0:x1].mean())
     return count, darkness
 
 
@@ -155,8 +158,14 @@ def main(argv: list[str] | None = None) -> None:
         command = [sys.executable, "render.py", "-m", str(args.model_path.resolve()), "-s", str(source.resolve()),
                    "--custom_aud", str(speech), "--device", args.device]  # fmt: skip
         printed, seconds, memory = watched(command)
-        video = Path(re.search(r"^(.*_renders\.mp4)  \(", printed, re.MULTILINE)[1])
         wanted = int(60 * args.minutes * FPS)
+        print(f"{args.minutes:g} min of speech in {seconds / 60:.1f} min, {wanted / seconds:.0f} frames/s", flush=True)
+        settled, late = memory[len(memory) // 10 :], memory[len(memory) // 2 :]
+        for column, name in ((1, "host"), (2, "GPU")):
+            if memory[:, column].any():
+                print(f"{name} memory: {settled[0, column]:.0f} MiB after a tenth, {late[0, column]:.0f} halfway, "
+                      f"{memory[-1, column]:.0f} at the end, {memory[:, column].max():.0f} at most", flush=True)  # fmt: skip
+        video = Path(re.search(r"^(.*_renders\.mp4)  \(", printed, re.MULTILINE)[1])
         reader = TalkingDatasetReader(source)
         synced = max(SYNCED, wanted // 10)
         count, darkness = mouth_curves(reader, video, wanted, synced)
@@ -164,22 +173,17 @@ def main(argv: list[str] | None = None) -> None:
         levels = frame_levels((block[0] for block in Recording(speech).blocks()), wanted)
     loud = np.clip(levels, -50, None)
     ends = [peak_of_correlation(darkness[piece], loud[piece]) for piece in (slice(0, synced), slice(-synced, None))]
-    settled, late = memory[len(memory) // 10 :], memory[len(memory) // 2 :]
-    print(f"{args.minutes:g} min of speech in {seconds / 60:.1f} min, {wanted / seconds:.0f} frames/s, {count} frames of {wanted}")
-    for column, name in ((1, "host"), (2, "GPU")):
-        if memory[:, column].any():
-            print(f"{name} memory: {settled[0, column]:.0f} MiB after a tenth, {late[0, column]:.0f} halfway, "
-                  f"{memory[-1, column]:.0f} at the end, {memory[:, column].max():.0f} at most")  # fmt: skip
+    print(f"{count} frames of {wanted}")
     worst = min(value for _, value, _ in sound)
     print(f"sound: correlation with the given one at least {worst:.4f}, shifts {sorted({shift for *_, shift in sound})} samples "
           f"(at {', '.join(f'{second:.0f}' for second, *_ in sound)} s)")  # fmt: skip
     for name, (value, lag) in zip(("first", "last"), ends, strict=True):
         print(f"mouth against loudness, {name} {synced / FPS / 60:g} min: correlation {value:.2f}, lag {lag:.2f} frames")
-    growth = memory[-len(memory) // 10 :, 1].mean() - settled[0, 1]
+    growth = (memory[-len(memory) // 10 :].mean(0) - settled[0])[1:].max()  # of host and GPU
     faults = []
     if count != wanted:
         faults.append("frames are missing")
-    if growth > 100 or memory[:, 1].max() > 2048:
+    if growth > 100 or memory[:, 1].max() > HOST + CUDA_LIBRARIES * memory[:, 2].any():
         faults.append(f"memory grew by {growth:.0f} MiB")
     if worst < 0.95 or any(shift for *_, shift in sound):
         faults.append("the sound is not the given one")
