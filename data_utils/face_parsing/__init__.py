@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 
+import numpy as np
+
 from data_utils.face_parsing.bisenet import BiSeNet
 from data_utils.face_parsing.bisenetv2 import BiSeNetV2
 from data_utils.face_parsing.clip import Clip
 from data_utils.face_parsing.embedded import EmbeddedParsing
-from data_utils.per_frame import is_whole
+from data_utils.per_frame import is_whole, ordered_map
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.image import write_parsing
@@ -39,10 +41,12 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     clip = Clip(folder)
     ids = clip.ids
     todo = [i for i in ids if options.force or not is_whole(folder.parsing(i))]
-    bar = progress(label=f"parsing ({back_end.name})", total=len(ids), initial=len(ids) - len(todo))
-    with bar:
+
+    def write(parsed: tuple[int, np.ndarray]) -> None:
+        write_parsing(folder.parsing(parsed[0]), parsed[1])
+
+    with progress(label=f"parsing ({back_end.name})", total=len(ids), initial=len(ids) - len(todo)) as bar:
         if todo:
-            for i, classes in back_end.run(clip, todo, getattr(options, "device", "cpu")):
-                write_parsing(folder.parsing(i), classes)
+            for _ in ordered_map(write, back_end.run(clip, todo, getattr(options, "device", "cpu"))):
                 bar.update()
     return {"backend": back_end.name, "frames": len(ids), "parsed_now": len(todo), "warnings": []}
