@@ -202,10 +202,10 @@ class BundleProblem:
         point_gradient = self.anchor * (bundle.points - self.start.points)
         point_focal, focal = np.zeros((count, 3)), self.focal_precision
         focal_gradient = self.focal_precision * np.log(bundle.focal / self.start.focal)
+        keypoints = tensor(bundle.points, self.device)
         for chunk in chunks(len(self.pixels)):
             weight = self.share * self.visible[chunk] * cauchy(self.squared(bundle, chunk), ROBUST)[1] / self.noise**2
-            points = tensor(bundle.points, self.device)
-            part = linearise(points, bundle.poses[chunk], bundle.focal, self.centre, self.pixels[chunk], weight)
+            part = linearise(keypoints, bundle.poses[chunk], bundle.focal, self.centre, self.pixels[chunk], weight)
             pose[chunk] += part.pose.cpu().numpy()
             pose_gradient[chunk] += part.pose_gradient.cpu().numpy()
             if self.free_structure:

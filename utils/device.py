@@ -28,11 +28,11 @@ def choose_device(name: str = "auto") -> torch.device:
     if not torch.cuda.is_available():
         reason = "this torch was built without CUDA" if torch.version.cuda is None else "no NVIDIA GPU or driver was found"
         raise UserError(f"--device {name}: {reason}; use --device cpu, or run python -m utils.doctor for the remedy")
-    count = torch.cuda.device_count()
-    if int(index or 0) >= count:
+    count, number = torch.cuda.device_count(), int(index or 0)
+    if number >= count:
         raise UserError(f"--device {name}: this machine has {count} GPU{'s' if count > 1 else ''}, counted from cuda:0")
-    torch.cuda.set_device(int(index or 0))
-    return torch.device("cuda", int(index or 0))
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
 
 
 def keep_freed_memory() -> None:

@@ -120,8 +120,8 @@ class FaceProblem:
         point_focal = part.point_focal.flatten(1)[..., None]
         border = torch.cat([pose_point @ self.identity.T, part.pose_focal[..., None]], 2)
         of_focal = self.identity @ point_focal.sum(0)  # (K, 1)
-        corner = torch.cat([torch.cat([torch.zeros_like(self.identity @ self.identity.T), of_focal], 1),
-                            torch.cat([of_focal.T, part.focal.view(1, 1)], 1)])  # fmt: skip
+        corner = of_focal.new_zeros(len(of_focal) + 1, len(of_focal) + 1)
+        corner[:-1, -1:], corner[-1:, :-1], corner[-1, -1] = of_focal, of_focal.T, part.focal
         corner_gradient = torch.cat([self.identity @ part.point_gradient.sum(0).flatten(), part.focal_gradient.view(1)])
 
         # per frame: the expression block, and what couples it to [itself's gradient | pose | shared]
