@@ -160,11 +160,11 @@ def main(argv: list[str] | None = None) -> None:
         printed, seconds, memory = watched(command)
         wanted = int(60 * args.minutes * FPS)
         print(f"{args.minutes:g} min of speech in {seconds / 60:.1f} min, {wanted / seconds:.0f} frames/s", flush=True)
-        settled, late = memory[len(memory) // 10 :], memory[len(memory) // 2 :]
+        tenths = memory[np.linspace(0, len(memory) - 1, 11).astype(int)[1:]]
         for column, name in ((1, "host"), (2, "GPU")):
             if memory[:, column].any():
-                print(f"{name} memory: {settled[0, column]:.0f} MiB after a tenth, {late[0, column]:.0f} halfway, "
-                      f"{memory[-1, column]:.0f} at the end, {memory[:, column].max():.0f} at most", flush=True)  # fmt: skip
+                print(f"{name} memory, MiB, after each tenth of the time: {' '.join(f'{v:.0f}' for v in tenths[:, column])}; "
+                      f"at most {memory[:, column].max():.0f}", flush=True)  # fmt: skip
         video = Path(re.search(r"^(.*_renders\.mp4)  \(", printed, re.MULTILINE)[1])
         reader = TalkingDatasetReader(source)
         synced = max(SYNCED, wanted // 10)
@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
           f"(at {', '.join(f'{second:.0f}' for second, *_ in sound)} s)")  # fmt: skip
     for name, (value, lag) in zip(("first", "last"), ends, strict=True):
         print(f"mouth against loudness, {name} {synced / FPS / 60:g} min: correlation {value:.2f}, lag {lag:.2f} frames")
-    growth = (memory[-len(memory) // 10 :].mean(0) - settled[0])[1:].max()  # of host and GPU
+    growth = (tenths[-1] - tenths[1])[1:].max()  # of host and GPU, from a fifth on: libraries load, and threads take their share
     faults = []
     if count != wanted:
         faults.append("frames are missing")
