@@ -179,7 +179,7 @@ def main(argv: list[str] | None = None) -> None:
           f"(at {', '.join(f'{second:.0f}' for second, *_ in sound)} s)")  # fmt: skip
     for name, (value, lag) in zip(("first", "last"), ends, strict=True):
         print(f"mouth against loudness, {name} {synced / FPS / 60:g} min: correlation {value:.2f}, lag {lag:.2f} frames")
-    growth = (tenths[-1] - tenths[1])[1:].max()  # of host and GPU, from a fifth on: libraries load, and threads take their share
+    growth = (tenths[-1] - tenths[4])[1:].max()  # of host and GPU; by half of the time all is loaded and recorded
     faults = []
     if count != wanted:
         faults.append("frames are missing")

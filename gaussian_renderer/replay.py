@@ -29,7 +29,6 @@ class Replayed:
         self._records = device.type == "cuda"
         self._size: int | None = None  # frames of a batch
         self._graph: torch.cuda.CUDAGraph | None = None
-        self._drawn: Rendering | None = None  # what the graph draws
 
     def __call__(self, conditions: Conditions) -> Rendering:
         first, self._size = self._size is None, self._size or len(conditions.view)
@@ -42,13 +41,12 @@ class Replayed:
         self._graph.replay()
         torch.cuda.current_stream(self._device).synchronize()
         if graph_overflowed():
-            self._graph = self._drawn = None
+            self._graph = None
             return self._draw(conditions)
         return self._drawn
 
     def _record(self, conditions: Conditions) -> bool:
         self._inputs = conditions.map(torch.clone)
-        torch.cuda.empty_cache()  # a graph has memory of its own: what drawing plainly took, and a graph before it, is given back
         try:
             self._graph = record(self._draw_inputs)
         except RuntimeError as error:

@@ -157,6 +157,23 @@ def test_a_captured_call_needs_one_before_and_its_overflow_can_be_asked_for(back
         assert relative_error(given[name].grad, truth[name].grad) < 1e-7, name
 
 
+def test_replays_are_held_to_the_graphs_own_buffer_not_to_a_smaller_one_of_a_call_before_it(back_end, monkeypatch):
+    most = full_screen()
+    most["opacities"] = most["opacities"].clone()
+    most["opacities"][:, 9:] = 0.0  # three of the twelve are not to be seen
+    for _ in range(2):  # the second has a buffer with a quarter to spare, a third less than all twelve need
+        rasterize_surfels(**leaves(most))
+    monkeypatch.setattr(back_end, "capturing", lambda: True)
+    rasterize_surfels(**leaves(most))
+    (watch,) = back_end.watches.values()
+    before = watch.pairs
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rasterize_surfels(**leaves(full_screen()))  # stands for a replay, as above
+        assert not back_end.graph_overflowed()
+    assert before * 1.25 < watch.pairs < before * 1.5
+
+
 def test_one_warp_a_tile_and_two_give_the_same_image(monkeypatch):
     """Calls of few tiles are drawn by two warps each: the same pixels one by one as within a large batch."""
     arguments = scene(batch=1, channels=7, count=12, width=16, height=8, dtype=torch.float32)

@@ -210,6 +210,7 @@ class BackEnd:
                 watch.look()
             if self.capturing():
                 watch.captured = capacity = self.capacity(watch, batch, surfels)
+                watch.promised = None  # capturing began with a wait for the calls before, whose counts have been looked at
             elif save:
                 watch.promised = capacity = self.capacity(watch, batch, surfels)
             else:
