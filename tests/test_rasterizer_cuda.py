@@ -157,6 +157,19 @@ def test_a_captured_call_needs_one_before_and_its_overflow_can_be_asked_for(back
         assert relative_error(given[name].grad, truth[name].grad) < 1e-7, name
 
 
+def test_a_graph_that_overflowed_is_told_of_once(back_end, monkeypatch):
+    """Training's held-out pictures may have the sizes of a graph of the stage before: their length says nothing of later graphs."""
+    small = full_screen()
+    small["scales"] = torch.full_like(small["scales"], 0.01)
+    rasterize_surfels(**leaves(small))
+    monkeypatch.setattr(back_end, "capturing", lambda: True)
+    rasterize_surfels(**leaves(small))
+    monkeypatch.setattr(back_end, "capturing", lambda: False)
+    with torch.no_grad():
+        rasterize_surfels(**full_screen())
+    assert back_end.graph_overflowed() and not back_end.graph_overflowed()
+
+
 def test_replays_are_held_to_the_graphs_own_buffer_not_to_a_smaller_one_of_a_call_before_it(back_end, monkeypatch):
     most = full_screen()
     most["opacities"] = most["opacities"].clone()

@@ -148,7 +148,10 @@ class BackEnd:
         """See `graph_overflowed` below."""
         for watch in self.watches.values():
             watch.look()
-        return any(w.captured is not None and w.pairs > w.captured for w in self.watches.values())
+        full = [w for w in self.watches.values() if w.captured is not None and w.pairs > w.captured]
+        for watch in full:
+            watch.captured = None  # told once: a graph that is gone, its sizes still drawn otherwise, must not be told of for ever
+        return bool(full)
 
     # --- kernels
 
@@ -333,8 +336,8 @@ def _missing(*args, **kwargs):
 
 def graph_overflowed() -> bool:
     """Whether a captured CUDA graph has met more (surfel, tile) pairs than the buffer it was captured with holds: tiles of its
-    images stay empty, so capture it again (the buffer will be larger). Looks at the replays that are done; does not wait. Of
-    several graphs of the same sizes the last one captured is judged."""
+    images stay empty, so capture it again (the buffer will be larger). Says so once. Looks at the replays that are done; does not
+    wait. Of several graphs of the same sizes the last one captured is judged."""
     return back_end is not None and back_end.graph_overflowed()
 
 
