@@ -29,6 +29,7 @@ import train
 from benchmarks.held_out import HeldOut
 from utils.captured import Captured, side_stream
 from utils.device import keep_freed_memory
+from utils.training_log import TrainingLog
 
 CHUNK = 20  # steps between two looks at the clock
 
@@ -48,6 +49,20 @@ def milliseconds(work: Callable[[], object], device: torch.device, repeats: int)
         synchronise(device)
         times += [1000 * (time.perf_counter() - start)] * (k > 1)
     return statistics.median(times)
+
+
+def report_and_save(trainer: train.Trainer, log: TrainingLog) -> float:
+    """What train.py does between steps; the seconds it took, once the steps before were done."""
+    reports, saves = (trainer.iteration % n == 0 for n in (trainer.config.log_interval, trainer.config.checkpoint_interval))
+    if not (reports or saves):
+        return 0.0
+    synchronise(trainer.device)
+    start = time.perf_counter()
+    if reports:
+        trainer.report(log)
+    if saves:
+        trainer.save(log)
+    return time.perf_counter() - start
 
 
 def step_parts(trainer: train.Trainer, repeats: int) -> dict[str, float]:
@@ -109,17 +124,21 @@ def main() -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     begin = time.perf_counter()
-    apart, reserved = 0.0, 0  # seconds spent on taking steps apart; bytes of the device while training
+    log = TrainingLog(trainer.scene.model_path, 0, config.iterations)
+    apart, kept = 0.0, 0.0  # seconds of taking steps apart, of logs and checkpoints
+    reserved = 0  # bytes of the device while training
     with side_stream(device):
         for stage, end in (("coarse", config.coarse_iterations), ("fine", config.iterations)):
             trainer.enter(stage)
             times, mark, first = [], time.perf_counter(), trainer.iteration
+            kept_before = kept
             for _ in trainer.data.fed(trainer.schedule.our_rows, trainer.schedule.first, first, end):
                 trainer.advance()
+                kept += report_and_save(trainer, log)
                 if (trainer.iteration - first) % CHUNK == 0:
                     trainer.check()
-                    times.append(1000 * (time.perf_counter() - mark) / CHUNK)
-                    mark = time.perf_counter()
+                    times.append(1000 * (time.perf_counter() - mark - (kept - kept_before)) / CHUNK)
+                    mark, kept_before = time.perf_counter(), kept
             synchronise(device)
             count, size = len(trainer.head.gaussians), trainer.batch_sizes[stage]
             print(f"{stage}: {end - first} steps of {size} frames, {count} surfels: a step takes {statistics.median(times):.2f} ms "
@@ -136,13 +155,15 @@ def main() -> None:
             parts["sum"] = sum(parts.values())
             print("  " + ", ".join(f"{name} {ms:.2f} ms" for name, ms in parts.items()), flush=True)
     seconds = time.perf_counter() - begin - apart
+    log.close()
     trainer.head.save(trainer.scene.model_path)
     memory = f"peak RAM {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
     if device.type == "cuda":
         memory += f", device {reserved / 2**30:.2f} GiB"
     print(memory)
     held_out = HeldOut(trainer.scene.reader, config.part, device).measure(trainer.scene.model_path)
-    print(f"trained in {seconds:.0f} s; held-out " + ", ".join(f"{name} {value:.4f}" for name, value in held_out.items()))
+    scores = ", ".join(f"{name} {value:.4f}" for name, value in held_out.items())
+    print(f"trained in {seconds:.0f} s, {kept:.0f} of them for logs and checkpoints; held-out {scores}")
 
 
 if __name__ == "__main__":
