@@ -140,28 +140,25 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
     def hand_out(left: int) -> None:
         nonlocal done
         while len(drawn) > left:
-            download, truth = drawn[0]
+            download, truth = drawn.popleft()
             frames, weights = download.arrays()
             outputs.put(frames, weights, truth)
-            drawn.popleft()  # only now: Ctrl-C may come while the encoders are waited for
             done += len(frames)
             bar.update(len(frames))
 
     with outputs, contextlib.closing(batches), bar, torch.inference_mode():
-        try:
-            for conditions, ids, decoded, truth in batches:
-                conditions.intrinsics = enlarged(conditions.intrinsics, backdrops.place.scale)
-                rendering = draw(conditions.to(device))
-                backdrop = from_bytes(behind.batch(ids, decoded))
-                frames = put_on(rendering.rgb, rendering.alpha, backdrop, feather, backdrops.place, background)
-                weights = rendering.attention
-                drawn.append((Download(to_bytes(frames), None if weights is None else map_bytes(weights)), truth))
-                hand_out(1)
-            hand_out(0)
-        except KeyboardInterrupt:
-            hand_out(0)
-            if done == 0:
-                raise
+        for conditions, ids, decoded, truth in batches:
+            conditions.intrinsics = enlarged(conditions.intrinsics, backdrops.place.scale)
+            rendering = draw(conditions.to(device))
+            backdrop = from_bytes(behind.batch(ids, decoded))
+            frames = put_on(rendering.rgb, rendering.alpha, backdrop, feather, backdrops.place, background)
+            weights = rendering.attention
+            drawn.append((Download(to_bytes(frames), None if weights is None else map_bytes(weights)), truth))
+            hand_out(1)
+            if outputs.interrupted:
+                break
+        hand_out(0)
+        if done < len(clip.pose_ids):
             outputs.end_early()
     return done == len(clip.pose_ids)
 
@@ -321,6 +318,8 @@ def main(argv: list[str] | None = None) -> None:
                 "paste": args.paste, "source_path": str(reader.folder.root.resolve()), "audio_encoder": reader.encoder,
             })  # fmt: skip
         print(f"{outputs.result}  ({len(clip.pose_ids)} frames in {seconds:.1f} s, {len(clip.pose_ids) / seconds:.1f} frames/s)")
+        if outputs.interrupted:  # after its last frame: this clip is complete, the next is not begun
+            raise SystemExit(130)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,8 @@ class Timer:
 class Nowhere:
     """Takes frames as Outputs does and keeps none."""
 
+    interrupted = False
+
     def __enter__(self) -> Nowhere:
         return self
 
@@ -165,7 +167,8 @@ def measure(head: TalkingHead, reader, device: torch.device, batch: int, frames:
     for name, outputs in (("to memory", Nowhere()), ("to mp4", Outputs(clip, folder, "speed", backdrops.place, size))):
         begin = time.perf_counter()
         with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115  progress bars between the lines of the table
-            render_clip(clip, reader, draw, backdrops, outputs, device, batch, 0.0)
+            if not render_clip(clip, reader, draw, backdrops, outputs, device, batch, 0.0):
+                raise KeyboardInterrupt
         speed[name] = len(pose_ids) / (time.perf_counter() - begin)
     memory = {"host MiB, peak so far": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     if device.type == "cuda":

@@ -16,6 +16,7 @@ from utils import encoders
 from utils.audio import Sound
 from utils.contact_sheet import fit, grid, label
 from utils.image import write_rgb
+from utils.interrupt import Interrupt
 from utils.pipeline import Consumer, Rows
 from utils.video import VideoWriter
 
@@ -37,7 +38,11 @@ class Clip:
 
 
 class Outputs:
-    """Every file of one clip, each written by a thread of its own. A context manager; `put` takes batches."""
+    """Every file of one clip, each written by a thread of its own. A context manager; `put` takes batches.
+
+    While it is open, Ctrl-C only sets `interrupted`: whoever puts looks at it between batches, so that every file has the same
+    frames and none is closed while its thread still writes.
+    """
 
     def __init__(self, clip: Clip, folder: Path, stem: str, place: Place, size: tuple[int, int], tokens: tuple[str, ...] = (),
                  alpha: str | None = None, **quality):  # fmt: skip
@@ -51,6 +56,7 @@ class Outputs:
         self._codec = encoders.codec(**quality)
         self._tile = MOSAIC_TILE * size[0] // size[1] // 2 * 2, MOSAIC_TILE
         self._stack = contextlib.ExitStack()
+        self._interrupt = Interrupt("Ctrl-C: finishing the file; another one changes nothing")
         self._writers: list[VideoWriter] = []
         self._consumers: dict[str, list[Consumer]] = {"renders": [], "gt": [], "attention": []}
         suffix = {None: ".mp4", "prores": ".mov", "png": ""}[alpha]
@@ -59,6 +65,7 @@ class Outputs:
     def __enter__(self) -> Outputs:
         sketch = encoders.codec(sketch=True)
         with contextlib.ExitStack() as self._stack:
+            self._stack.enter_context(self._interrupt)
             if self._alpha == "png":
                 self._pictures("renders", self.result)
             else:
@@ -123,6 +130,11 @@ class Outputs:
                 consumer.put(items)
         for consumer in self._consumers["attention"]:
             consumer.put(list(zip(frames, weights, strict=True)))
+
+    @property
+    def interrupted(self) -> bool:
+        """Ctrl-C was pressed since the files were opened."""
+        return self._interrupt.asked
 
     def end_early(self) -> None:
         """What was put so far is all there is: the videos end there, with their sound."""

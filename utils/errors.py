@@ -11,8 +11,13 @@ class UserError(Exception):
     """Bad input. The message is one clear sentence: which file or frame, what is wrong, what to do."""
 
 
-def command_line(main: Callable[..., None]) -> Callable[..., None]:
-    """Wrap an entry point: UserError and Ctrl-C end with one line on stderr and a non-zero exit, no traceback."""
+def command_line(main: Callable[..., None] | None = None, *, resumes: bool = False) -> Callable[..., None]:
+    """Wrap an entry point: UserError and Ctrl-C end with one line on stderr and a non-zero exit, no traceback.
+
+    `resumes`: the same command given again goes on where it stopped, which is then said.
+    """
+    if main is None:
+        return functools.partial(command_line, resumes=resumes)
 
     @functools.wraps(main)
     def run(*args, **kwargs):
@@ -22,13 +27,13 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            print("stopped; the same command continues from here", file=sys.stderr)
+            print("stopped" + "; the same command continues from here" * resumes, file=sys.stderr)
             raise SystemExit(130) from None
         except OSError as error:
             if error.errno != 28:  # ENOSPC: nothing but free space helps, and a traceback hides that
                 raise
             print(f"error: the disk is full while writing {error.filename or 'a file'}; free some space and run the "
-                  "same command again, it continues from the last finished step", file=sys.stderr)  # fmt: skip
+                  "same command again" + ", it continues from the last finished step" * resumes, file=sys.stderr)  # fmt: skip
             raise SystemExit(2) from None
 
     return run
