@@ -82,6 +82,20 @@ def test_a_short_pause_is_part_of_speech_and_a_silent_recording_is_silent():
     assert silence(np.full(60, -90.0)).min() == 1 and len(silence(np.zeros(0))) == 0
 
 
+@pytest.mark.parametrize("room", [-120.0, -66.0, -55.0])
+def test_a_word_in_a_long_silence_is_speech_and_the_room_around_it_is_not(room):
+    levels = np.full(1000, room)
+    levels[500:530] = -16 - 5 * np.abs(np.sin(np.arange(30)))  # 3 % of the recording
+    gate = silence(levels)
+    assert (gate[500:530] == 0).all() and (gate[:490] == 1).all() and (gate[540:] == 1).all()
+
+
+def test_a_bump_of_the_microphone_does_not_make_quiet_speech_silent():
+    levels = np.full(300, -36.0)
+    levels[100:103] = -1
+    assert silence(levels).max() == 0
+
+
 def test_the_silent_row_is_the_shut_mouth_of_the_silent_speaker():
     levels, features = frame_levels(speech(), 200), np.arange(200, dtype=np.float32)[:, None]
     jaw = np.full(200, 0.5)

@@ -10,7 +10,8 @@ from utils.constants import FPS, SAMPLES_PER_FRAME
 
 LONGEST_GAP = 12  # unusable frames in a row that the path passes over, half a second; it turns back at a longer gap
 TURN = 12  # frames in which it comes to rest before turning back
-SILENT_DB = 30.0  # a frame this far below loud speech (95th percentile) is silent
+SILENT_DB = 30.0  # a frame this far below loud speech is silent
+BUMP = 5  # frames; what is louder for less is a bump of the microphone, by which speech is not judged
 QUIETEST_DB = -60.0  # below full scale: a recording whose loudest is quieter is silence throughout
 SHORTEST_SILENCE = 8  # frames; the closures of plosives are shorter and the mouth knows them
 APPROACH = 3  # frames at either end of a silence in which the mouth still finishes or begins a word
@@ -89,12 +90,15 @@ def frame_levels(blocks: Iterable[np.ndarray], frames: int) -> np.ndarray:
 def silence(levels: np.ndarray) -> np.ndarray:
     """(F,) float32 from 0 (speech) to 1 (silence) of the frames whose `levels` (F,) are given, with soft flanks.
 
-    Silent is what lies SILENT_DB below loud speech for at least SHORTEST_SILENCE frames; its ends belong to the words.
+    Silent is what lies SILENT_DB below loud speech for at least SHORTEST_SILENCE frames; its ends belong to the words. Loud speech
+    is the 95th percentile of the frames within SILENT_DB of the loudest, so that it is the same however little of the recording
+    is speech. Silent throughout is only what never reaches QUIETEST_DB.
     """
     if len(levels) == 0:
         return np.zeros(0, np.float32)
-    loud = np.percentile(levels, 95)
-    quiet = levels < (loud - SILENT_DB if loud > QUIETEST_DB else np.inf)
+    loudest = np.sort(levels)[-min(BUMP, len(levels))]
+    speech = levels[levels > max(loudest - SILENT_DB, QUIETEST_DB)]
+    quiet = levels < (np.percentile(speech, 95) - SILENT_DB if len(speech) else np.inf)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(int)))
     gate = np.zeros(len(levels), np.float32)
     for begin, end in zip(edges[::2], edges[1::2], strict=True):
