@@ -103,11 +103,17 @@ def silent_row(reader) -> np.ndarray:
 def driven_expression(reader, pose_ids: list[int], blink: str) -> np.ndarray | None:
     """(F, 7) the replayed expression with generated blinks, or None where the replayed one serves.
 
-    "auto" generates them where fewer than three a minute are replayed, "generate" always, "replay" never.
+    "auto" generates them where the source clip, or 20 s or more that are replayed of it, has fewer than three a minute;
+    "generate" always, "replay" never.
     """
     columns = [UPPER_FACE_COLUMNS.index(column) for column in BLINK_COLUMNS]
     replayed = reader.expression[pose_ids]
-    if blink == "replay" or (blink == "auto" and driving.blink_count(replayed[:, columns].mean(1)) >= len(replayed) // (20 * FPS)):
+
+    def rare(ids: list[int]) -> bool:
+        return 20 * FPS * driving.blink_count(reader.expression[ids][:, columns].mean(1)) < len(ids)
+
+    enough = not rare(reader.ids) and (len(pose_ids) < 20 * FPS or not rare(pose_ids))
+    if blink == "replay" or (blink == "auto" and enough):
         return None
     own = reader.expression[reader.ids][:, columns]
     opened = np.median(own, 0)

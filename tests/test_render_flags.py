@@ -63,6 +63,16 @@ def test_generated_blinks_replace_a_gaze_that_never_blinks_and_only_the_eyes(mod
     np.testing.assert_allclose(joined(seen, "expression")[:, EYES[0]], opened, rtol=1e-5)
 
 
+def test_whether_blinks_are_generated_is_decided_by_the_source_clip_however_short_the_speech(dataset):  # noqa: F811
+    reader = TalkingDatasetReader(dataset)  # its eyes stay open
+    five_seconds = (reader.ids * 6)[:125]
+    assert render.driven_expression(reader, five_seconds, "auto")[:, EYES].max() > 0.5
+    reader.expression = reader.expression.copy()
+    reader.expression[7:10, EYES] = 1.0  # now it blinks
+    assert render.driven_expression(reader, five_seconds, "auto") is None
+    assert render.driven_expression(reader, [0, 1, 2] * 200, "auto") is not None  # 24 s of the part where it does not
+
+
 def test_smooth_lips_mix_the_neighbours_into_each_row(model, tmp_path, seen):  # noqa: F811
     loudness = {}
     for flags in ((), ("--smooth_lips",)):
