@@ -78,15 +78,17 @@ def custom_clip(reader, args: argparse.Namespace, recording: Recording, prefix: 
         raise UserError(f"--ss {args.ss:g} s lies beyond the end of {reader.folder.root} ({reader.ids[-1] / FPS:.1f} s); "
                         "choose an earlier start")  # fmt: skip
     frames = max(1, len(recording) // SAMPLES_PER_FRAME)
-    pose_ids = driving.replayed_ids(reader.ids, frames, None if args.ss is None else round(args.ss * FPS))
+    path = driving.replayed_path(reader.ids, frames, None if args.ss is None else round(args.ss * FPS))
+    views = driving.views_between(reader.ids, reader.views[reader.ids].numpy(), path)
+    expression = driving.between(reader.ids, reader.expression[reader.ids], path)
     rows = speech.stream(reader.encoder, recording, frames)
     if args.smooth_lips:
         rows = driving.smoothed(rows)
     if args.close_mouth:
         levels = driving.frame_levels((block[0] for block in recording.blocks()), frames)
         rows = driving.gated(rows, driving.silence(levels), silent_row(reader))
-    return Clip("custom", f"{prefix}_custom_{args.custom_aud.stem}", pose_ids, open_sound(args.custom_aud), Rows(rows),
-                driven_expression(reader, pose_ids, args.blink), pictures=args.pictures)  # fmt: skip
+    return Clip("custom", f"{prefix}_custom_{args.custom_aud.stem}", driving.nearest(reader.ids, path), open_sound(args.custom_aud),
+                Rows(rows), views, driven_expression(reader, expression, args.blink), pictures=args.pictures)  # fmt: skip
 
 
 def silent_row(reader) -> np.ndarray:
@@ -100,22 +102,21 @@ def silent_row(reader) -> np.ndarray:
     return driving.closed_mouth_row(reader.audio, levels, jaw, rows.tolist())
 
 
-def driven_expression(reader, pose_ids: list[int], blink: str) -> np.ndarray | None:
-    """(F, 7) the replayed expression with generated blinks, or None where the replayed one serves.
+def driven_expression(reader, replayed: np.ndarray, blink: str) -> np.ndarray:
+    """(F, 7) the `replayed` expression (F, 7), with generated blinks where they are wanted.
 
     "auto" generates them where the source clip, or 20 s or more that are replayed of it, has fewer than three a minute;
     "generate" always, "replay" never.
     """
     columns = [UPPER_FACE_COLUMNS.index(column) for column in BLINK_COLUMNS]
-    replayed = reader.expression[pose_ids]
-
-    def rare(ids: list[int]) -> bool:
-        return 20 * FPS * driving.blink_count(reader.expression[ids][:, columns].mean(1)) < len(ids)
-
-    enough = not rare(reader.ids) and (len(pose_ids) < 20 * FPS or not rare(pose_ids))
-    if blink == "replay" or (blink == "auto" and enough):
-        return None
     own = reader.expression[reader.ids][:, columns]
+
+    def rare(eyes: np.ndarray) -> bool:
+        return 20 * FPS * driving.blink_count(eyes.mean(1)) < len(eyes)
+
+    enough = not rare(own) and (len(replayed) < 20 * FPS or not rare(replayed[:, columns]))
+    if blink == "replay" or (blink == "auto" and enough):
+        return replayed
     opened = np.median(own, 0)
     shut = np.maximum(np.percentile(own, 99, axis=0), opened + 0.5)
     expression = replayed.copy()
@@ -176,8 +177,9 @@ def batch_conditions(reader, clip: Clip, start: int, ids: list[int]) -> Conditio
     first = max(0, start - AUDIO_WINDOW)
     window = clip.features[first : min(start + len(ids) + AUDIO_WINDOW, len(clip.pose_ids))]
     conditions = reader.conditions(ids, range(start - first, start - first + len(ids)), window)
-    if clip.expression is not None:
-        conditions.expression = torch.from_numpy(clip.expression[start : start + len(ids)])
+    for name, rows in (("view", clip.views), ("expression", clip.expression)):
+        if rows is not None:
+            setattr(conditions, name, torch.from_numpy(rows[start : start + len(ids)]))
     return conditions
 
 

@@ -25,13 +25,14 @@ MOSAIC_TILE = 256  # height of a tile of the attention mosaic
 
 @dataclasses.dataclass
 class Clip:
-    """What to draw: frame k shows the pose, expression and backdrop of `pose_ids[k]`, speaking row k of the audio."""
+    """What to draw: frame k shows the backdrop, pose and expression of `pose_ids[k]`, speaking row k of the audio."""
 
     split: str  # train, test or custom
     name: str  # of its files
     pose_ids: list[int]
     sound: Sound  # for the video
     features: Rows | None = None  # one row a frame; None: the data set's own, at the rows of its frames
+    views: np.ndarray | None = None  # (len(pose_ids), 4, 4) world to camera, dm; None: the data set's own, of its frames
     expression: np.ndarray | None = None  # (len(pose_ids), 7); None: the data set's own
     truth: bool = False  # also write what was filmed
     pictures: bool = False  # also write every frame as PNG

@@ -118,6 +118,9 @@ def test_speech_longer_than_the_clip_replays_its_poses_from_the_chosen_start(mod
     ids = [i for start in sorted(seen) for i in seen[start][0]]
     assert len(ids) == 75 and 3 not in ids and set(ids) == set(range(22)) - {3}  # frame 3 is not usable
     assert ids[0] == 5 and np.abs(np.diff(ids)).max() <= 2
+    views = np.concatenate([seen[start][1].view.numpy() for start in sorted(seen)])
+    step = np.abs(np.diff(TalkingDatasetReader(dataset).views[[0, 1]].numpy(), axis=0)).max()  # the head turns evenly
+    assert np.abs(np.diff(views, axis=0)).max() < 1.05 * step  # so it does without frame 3, too
     loudness = np.concatenate([seen[start][1].audio[:, AUDIO_WINDOW // 2, 0] for start in sorted(seen)])  # the tone grows louder
     assert (np.diff(loudness) > 0).all()
     windows = np.concatenate([seen[start][1].audio[:, :, 0] for start in sorted(seen)])
