@@ -31,7 +31,7 @@ from utils.compare_models import compare
 from utils.constants import IMAGE_SIZE, PART_CLASSES
 from utils.device import choose_device
 from utils.errors import UserError, command_line
-from utils.files import read_json, write_json
+from utils.files import read_json, writable, write_json
 from utils.image import read_rgb
 from utils.perceptual import PerceptualLoss
 from utils.pipeline import prefetch
@@ -180,6 +180,7 @@ def evaluate(model: Path, split: str = "test", iteration: int = -1, source: Path
     """Measure, write results.json and per_view.json, and return this iteration's results. Raises UserError."""
     folder = rendered_folder(model, split, iteration)
     facts = read_json(folder / "frames.json")
+    writable(model)  # before minutes of measuring
     reader = TalkingDatasetReader(source or facts["source_path"], facts["audio_encoder"])
     with torch.inference_mode():
         frames = picture_metrics(folder, facts, reader, torch.device(device))

@@ -37,11 +37,11 @@ from scene.condition import AUDIO_WINDOW, Conditions
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils import driving, encoders, speech
 from utils.audio import Recording, Sound, load_audio, open_sound
-from utils.constants import BLINK_COLUMNS, FPS, JAW_OPEN_COLUMN, SAMPLE_RATE, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
+from utils.constants import BLINK_COLUMNS, FPS, IMAGE_SIZE, JAW_OPEN_COLUMN, SAMPLE_RATE, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
 from utils.device import choose_device
 from utils.errors import UserError, command_line
 from utils.export import write_surfels
-from utils.files import read_npy, write_json
+from utils.files import read_npy, writable, write_json
 from utils.pipeline import Rows, prefetch
 from utils.progress import progress
 
@@ -87,8 +87,14 @@ def custom_clip(reader, args: argparse.Namespace, recording: Recording, prefix: 
     if args.close_mouth:
         levels = driving.frame_levels((block[0] for block in recording.blocks()), frames)
         rows = driving.gated(rows, driving.silence(levels), silent_row(reader))
-    return Clip("custom", f"{prefix}_custom_{args.custom_aud.stem}", driving.nearest(reader.ids, path), open_sound(args.custom_aud),
-                Rows(rows), views, driven_expression(reader, expression, args.blink), pictures=args.pictures)  # fmt: skip
+    name = shortened(f"{prefix}_custom_{args.custom_aud.stem}")
+    return Clip("custom", name, driving.nearest(reader.ids, path), open_sound(args.custom_aud), Rows(rows), views,
+                driven_expression(reader, expression, args.blink), pictures=args.pictures)  # fmt: skip
+
+
+def shortened(name: str, most: int = 180) -> str:
+    """`name` cut to `most` bytes: file systems take 255, and what each file holds is still added."""
+    return name.encode()[:most].decode(errors="ignore")
 
 
 def silent_row(reader) -> np.ndarray:
@@ -141,7 +147,6 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
     background = None if background is None else from_bytes(torch.from_numpy(background)[None]).to(device)
     threads = min(8, max(2, (os.cpu_count() or 2) // 2))
     batches = prefetch(load, range(0, len(clip.pose_ids), batch), threads, threads + 2)
-    bar = progress(label=f"render {clip.split}", total=len(clip.pose_ids))
     drawn: collections.deque[tuple[Download, np.ndarray | None]] = collections.deque()  # on their way to the host
 
     def hand_out(left: int) -> None:
@@ -153,7 +158,8 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
             done += len(frames)
             bar.update(len(frames))
 
-    with outputs, contextlib.closing(batches), bar, torch.inference_mode():
+    with (outputs, contextlib.closing(batches), progress(label=f"render {clip.split}", total=len(clip.pose_ids)) as bar,
+          torch.inference_mode()):  # fmt: skip
         for conditions, ids, decoded, truth in batches:
             conditions.intrinsics = enlarged(conditions.intrinsics, backdrops.place.scale)
             rendering = draw(conditions.to(device))
@@ -215,7 +221,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lossless", action="store_true", help="lossless RGB H.264: large, few players show it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     args = parser.parse_args(argv)
-    for name, valid in (("batch", args.batch is None or args.batch > 0), ("feather", args.feather >= 0),
+    for name, valid in (("batch", args.batch is None or args.batch > 0), ("feather", 0 <= args.feather <= 100),
                         ("crf", 0 <= args.crf <= 51)):  # fmt: skip
         if not valid:
             parser.error(f"--{name} {getattr(args, name)} is out of range")
@@ -237,18 +243,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def writable(folder: Path) -> Path:
-    """`folder`, made if need be. Raises UserError if nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        reason = None if os.access(folder, os.W_OK) else "no permission"
-    except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise UserError(f"nothing can be written into {folder} ({reason}); free that name, or copy the model to a folder of yours")
-    return folder
-
-
 def export(model: Path, head: TalkingHead, reader: TalkingDatasetReader, frame: int, device: torch.device) -> None:
     """Write <model>/export/ours_N_{canonical or frame}_{2dgs,3dgs}.ply. Raises UserError if `frame` is not usable."""
     if frame >= 0 and frame not in reader.ids:
@@ -260,7 +254,7 @@ def export(model: Path, head: TalkingHead, reader: TalkingDatasetReader, frame: 
             deformed = head(reader.conditions([frame]).to(device))
         surfels = type(deformed)(*(getattr(deformed, name)[0] for name in ("xyz", "scaling", "rotation", "opacity", "sh")))
     for kind in ("2dgs", "3dgs"):
-        path = model / "export" / f"ours_{head.iteration}_{'canonical' if frame < 0 else f'frame_{frame}'}_{kind}.ply"
+        path = writable(model / "export") / f"ours_{head.iteration}_{'canonical' if frame < 0 else f'frame_{frame}'}_{kind}.ply"
         write_surfels(path, surfels, three_scales=kind == "3dgs")
         print(path)
 
@@ -287,14 +281,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     recording = Recording(args.custom_aud) if args.custom_aud else None  # the likeliest mistake, so it is found first
     quality = {"encoder": args.encoder, "crf": args.crf, "lossless": args.lossless}
-    encoders.check(encoders.codec(**quality), 512, 512)
-    if args.alpha == "prores":
-        encoders.check(encoders.codec(alpha=True), 512, 512, "use --alpha png")
+    chosen = encoders.codec(**quality, alpha=args.alpha == "prores")
+    remedy = "use --alpha png" if args.alpha == "prores" else "choose another --encoder"
+    encoders.check(chosen, IMAGE_SIZE, IMAGE_SIZE, remedy)
     model, head, reader, device = open_avatar(args)
     if args.export_ply is not None:
         export(model, head, reader, args.export_ply, device)
         return
     backdrops = Backdrops(reader, head.config.part, args.paste, args.background, bool(args.alpha))
+    encoders.check(chosen, backdrops.place.width, backdrops.place.height, remedy)  # it may work here, but not at this size
 
     prefix = model.resolve().name
     if recording is not None:

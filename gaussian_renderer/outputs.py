@@ -15,6 +15,7 @@ from gaussian_renderer.paste import Place
 from utils import encoders
 from utils.audio import Sound
 from utils.contact_sheet import fit, grid, label
+from utils.files import writable
 from utils.image import write_rgb
 from utils.interrupt import Interrupt
 from utils.pipeline import Consumer, Rows
@@ -95,8 +96,7 @@ class Outputs:
         self._consume(kind, lambda items: [writer.add(draw(item)) for item in items])
 
     def _pictures(self, kind: str, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("[0-9]*.png"):
+        for old in writable(folder).glob("[0-9]*.png"):
             old.unlink()
         paths = (folder / f"{k:05d}.png" for k in range(len(self._clip.pose_ids)))
         self._consume(kind, lambda frames: [write_rgb(next(paths), frame) for frame in frames])

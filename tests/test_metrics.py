@@ -240,6 +240,14 @@ def test_scores_that_need_what_the_user_brings_are_there_when_it_is(rendered, ta
     assert (results["LSE_D"], results["LSE_D_gt"], results["LSE_C"]) == (8, 9, 8) and heard == [(9, 9, 9 * 640)] * 2
 
 
+def test_a_folder_that_takes_no_results_is_said_before_anything_is_measured(rendered, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr(metrics, "picture_metrics", None)
+    with pytest.raises(SystemExit) as stop:
+        metrics.main(["-m", str(rendered), "--device", "cpu"])
+    assert stop.value.code == 2 and "nothing can be written into" in capsys.readouterr().err
+
+
 def test_results_of_other_iterations_stay(rendered, talking, needs_stlpips):
     write_json(rendered / "results.json", {"ours_10": {"PSNR": 20.0}})
     metrics.main(["-m", str(rendered), "--iteration", "30", "--device", "cpu"])

@@ -370,8 +370,8 @@ def test_a_start_beyond_the_clip_is_refused(model, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "bad",
-    [["--batch", "0"], ["--feather", "-1"], ["--crf", "70"], ["--ss", "3"], ["--ss", "-3"], ["--ss", "x", "--custom_aud", "a"],
-     ["--skip_train", "--skip_test"]],
+    [["--batch", "0"], ["--feather", "-1"], ["--feather", "2000"], ["--feather", "inf"], ["--feather", "nan"],
+     ["--crf", "70"], ["--ss", "3"], ["--ss", "-3"], ["--ss", "x", "--custom_aud", "a"], ["--skip_train", "--skip_test"]],
 )  # fmt: skip
 def test_a_flag_out_of_range_is_refused_before_anything_is_read(bad, capsys):
     with pytest.raises(SystemExit) as stop:

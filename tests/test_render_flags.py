@@ -9,6 +9,7 @@ from test_render import dataset, failure, model, speak, speech_features, trained
 import render
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.constants import BLINK_COLUMNS, UPPER_FACE_COLUMNS
+from utils.errors import UserError
 from utils.image import read_rgb
 from utils.video import read_frames
 
@@ -116,6 +117,54 @@ def test_crf_sets_the_quality_and_the_size(model, tmp_path):  # noqa: F811
     for crf in ("0", "40"):
         sizes.append((rendered(model, tmp_path, "--crf", crf) / "anna_custom_a_7iter_renders.mp4").stat().st_size)
     assert sizes[0] > 1.2 * sizes[1]
+
+
+def not_reached(*arguments):
+    raise AssertionError("too late")
+
+
+@pytest.mark.parametrize("flags, taken", [
+    ((), "anna_custom_a_7iter_renders.mp4/"), (("--alpha", "png"), "anna_custom_a_7iter_renders"),
+    (("--pictures",), "renders"), (("--alpha",), "anna_custom_a_7iter_renders.mov/"),
+])  # fmt: skip
+def test_a_name_that_is_taken_is_said_before_anything_is_drawn(model, tmp_path, capsys, monkeypatch, flags, taken):  # noqa: F811
+    path = model / "custom/ours_7" / taken
+    path.parent.mkdir(parents=True)
+    path.mkdir() if taken.endswith("/") else path.write_text("a file where the folder should be")
+    monkeypatch.setattr(render, "render_batch", not_reached)
+    speak(tmp_path / "a.wav", seconds=0.1)
+    assert str(path) in failure(capsys, "-m", model, "--custom_aud", tmp_path / "a.wav", *flags)
+
+
+def test_a_very_long_name_of_the_speech_is_cut_in_the_names_of_the_videos(model, tmp_path):  # noqa: F811
+    speech = tmp_path / f"{'说' * 80}.wav"
+    speak(speech, seconds=0.1)
+    render.main(["-m", str(model), "--custom_aud", str(speech), "--visualize_attention"])
+    names = [path.name for path in (model / "custom/ours_7").iterdir()]
+    assert len(names) == 6 and all("anna_custom_说说" in name and "_7iter_" in name for name in names)
+
+
+def test_a_name_no_file_system_takes_is_one_sentence(model, tmp_path, capsys):  # noqa: F811
+    said = failure(capsys, "-m", model, "--custom_aud", tmp_path / f"{'a' * 300}.wav")
+    assert "aaa.wav" in said and "too long" in said
+
+
+def test_the_encoder_is_tried_at_the_size_of_the_video_before_anything_is_drawn(model, tmp_path, capsys, monkeypatch):  # noqa: F811
+    def check(chosen, width, height, remedy):
+        if width == 64:
+            raise UserError("too small")
+
+    monkeypatch.setattr(render.encoders, "check", check)
+    monkeypatch.setattr(render, "render_batch", not_reached)
+    speak(tmp_path / "a.wav", seconds=0.1)
+    assert "too small" in failure(capsys, "-m", model, "--custom_aud", tmp_path / "a.wav")
+
+
+def test_a_text_for_a_background_is_not_said_to_come_from_a_stage(model, tmp_path, capsys):  # noqa: F811
+    (tmp_path / "text.jpg").write_text("this is no picture")
+    speak(tmp_path / "a.wav", seconds=0.1)
+    said = failure(capsys, "-m", model, "--custom_aud", tmp_path / "a.wav", "--background", tmp_path / "text.jpg")
+    assert "text.jpg is no picture" in said and "stage" not in said
 
 
 def test_only_the_training_frames_are_rendered_if_the_held_out_ones_are_skipped(model, tmp_path):  # noqa: F811
