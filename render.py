@@ -216,6 +216,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         "FRAME of the clip, as .ply for 2DGS and 3DGS viewers into <model>/export, and nothing else")  # fmt: skip
     parser.add_argument("--pictures", action="store_true", help="write every frame as PNG too (the test split always does)")
     parser.add_argument("--batch", type=int, help="frames drawn at once (16 on a GPU, 4 on a CPU)")
+    parser.add_argument("--fps", type=int, choices=(FPS,), default=FPS, help="frames a second, fixed: what heads are trained at")
     parser.add_argument("--encoder", choices=tuple(encoders.ENCODERS), default="libx264", help="video encoder (%(default)s)")
     parser.add_argument("--crf", type=int, default=18, help="quality of the encoder, 0 (best) to 51 (%(default)s)")
     parser.add_argument("--lossless", action="store_true", help="lossless RGB H.264: large, few players show it")

@@ -1,9 +1,13 @@
 """What each flag of render.py changes, and that every program says what it can do without a model, a data set or a GPU."""
 
 import importlib
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from test_render import dataset, failure, model, speak, speech_features, trained  # noqa: F401  fixtures
 
 import render
@@ -47,6 +51,34 @@ def test_help_needs_nothing_and_explains_every_flag(program, capsys, monkeypatch
     said = capsys.readouterr().out
     assert stop.value.code == 0 and "usage:" in said and "-h, --help" in said
     assert all(len(line) <= 140 for line in said.splitlines())
+
+
+HELP = """
+import contextlib, io, runpy, sys
+sys.argv = [sys.argv[1], "--help"]
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as said:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+torch = sys.modules.get("torch")
+print("usage:" in said.getvalue(), torch is not None, torch is not None and torch.cuda.is_initialized(),
+      *({"mediapipe", "ctranslate2", "face_alignment", "librosa", "transformers"} & set(sys.modules)))
+"""
+
+
+@pytest.mark.parametrize("program, torch", [
+    ("data_utils/make_demo.py", False), ("data_utils/process.py", False), ("utils/model_store.py", False),
+    ("render.py", True), ("metrics.py", True), ("train.py", True),
+])  # fmt: skip
+def test_help_opens_no_gpu_loads_no_network_and_where_it_can_no_torch(program, torch, tmp_path):
+    command = [sys.executable, "-c", HELP, str(ROOT / program)]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", str(torch), "False"], done.stderr
+
+
+def test_25_frames_a_second_may_be_asked_for_and_no_other_number(capsys):
+    assert render.parse_arguments(["--fps", "25"]).fps == 25
+    with pytest.raises(SystemExit) as stop:
+        render.main(["--fps", "30"])
+    assert stop.value.code == 2 and "--fps" in capsys.readouterr().err
 
 
 def test_generated_blinks_replace_a_gaze_that_never_blinks_and_only_the_eyes(model, dataset, tmp_path, seen):  # noqa: F811
