@@ -19,7 +19,18 @@ from utils.compare_models import worst_frames
 from utils.constants import CLOTH, HAIR, HEAD_CLASSES, NECK, PART_CLASSES, SKIN
 from utils.files import write_json
 from utils.image import read_rgb, write_rgb
-from utils.image_metrics import correlation_and_lag, inter_ocular, jitter, lip_opening, lmd, masked_error, neck_ring, psnr, ssim
+from utils.image_metrics import (
+    correlation_and_lag,
+    head_rim,
+    inter_ocular,
+    jitter,
+    lip_opening,
+    lmd,
+    masked_error,
+    neck_ring,
+    psnr,
+    ssim,
+)
 from utils.video import read_frames
 
 
@@ -136,6 +147,18 @@ def test_the_neck_ring_lies_where_the_head_meets_the_body():
     assert not neck_ring(classes, PART_CLASSES["all"], 4).any()
 
 
+def test_the_rim_goes_around_the_head_and_leaves_the_neck_out():
+    classes = np.zeros((60, 60), np.uint8)
+    classes[10:40, 15:45] = SKIN
+    classes[5:10, 15:45] = HAIR
+    classes[40:50, 22:38] = NECK
+    rim = head_rim(classes, HEAD_CLASSES, 4)
+    for rows, columns in ((slice(2, 9), 30), (25, slice(12, 19)), (25, slice(42, 49)), (slice(37, 44), 17)):
+        assert rim[rows, columns].all()  # above, to either side, at the jaw
+    assert not rim[12:34, 20:40].any() and not rim[:, :10].any() and not (rim & neck_ring(classes, HEAD_CLASSES, 4)).any()
+    assert not rim[36:45, 24:36].any()
+
+
 def test_the_error_in_a_mask_is_that_of_its_pixels_only():
     x, y = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
     y[..., :4] = 0.2
@@ -195,6 +218,7 @@ def test_results_hold_every_metric_and_the_protocol_they_were_taken_under(render
     assert views["STLPIPS_alex"]["00000.png"] == 0 < views["STLPIPS_alex"]["00008.png"]
     assert views["Seam"]["00000.png"] == 0 < views["Seam"]["00008.png"] < 12 and results["Seam_true_head"] >= 0
     assert views["Seam_head"]["00008.png"] > 4 and views["Seam_body"]["00008.png"] > 4 and views["Error_head"]["00000.png"] == 0
+    assert views["Seam_rim"]["00000.png"] == 0 < views["Seam_rim"]["00008.png"] < 12 and results["Seam_rim_true_head"] > 0
     sides = [results[name] for name in ("Seam_body_true_head", "Seam_true_head")]
     assert sides[0] >= sides[1] >= 0  # the filmed head is right on its own side
     assert results["LipLag"] == 1 and results["LipCorrelation"] < 0.9 and views["LMD"]["00008.png"] is None
