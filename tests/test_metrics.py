@@ -280,7 +280,7 @@ def test_results_of_other_iterations_stay(rendered, talking, needs_stlpips):
     assert "FPS_mp4" not in results["ours_30"]  # nobody timed this iteration
 
 
-def test_two_models_are_compared_in_a_table_and_by_their_worst_frames(rendered, talking, needs_stlpips, tmp_path, capsys):
+def test_two_models_are_compared_in_a_table_and_by_their_worst_frames(rendered, talking, needs_stlpips, tmp_path, capsys, monkeypatch):
     other = shutil.copytree(rendered, tmp_path / "other")
     for k in (0, 8):  # worse than the first model by far, and two frames that are not neighbours
         path = other / "test/ours_30/renders" / f"{k:05d}.png"
@@ -296,6 +296,10 @@ def test_two_models_are_compared_in_a_table_and_by_their_worst_frames(rendered, 
     assert lines[-1].endswith("compare_other.png") and sheet.shape == (256, 2 * 3 * 256 + 2, 3)  # two frames: A, B, filmed
     left, middle, right = (sheet[100:200, x + 50 : x + 200].astype(int) for x in (0, 256, 512))
     assert np.abs(left - right).mean() < 1 and np.abs(middle - right).mean() > 40
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(SystemExit):
+        metrics.main(["--compare", str(rendered), str(other)])
+    assert "nothing can be written into" in capsys.readouterr().err
 
 
 def test_models_measured_on_different_frames_or_not_at_all_are_not_compared(rendered, talking, needs_stlpips, tmp_path, capsys):
