@@ -280,7 +280,9 @@ def test_results_of_other_iterations_stay(rendered, talking, needs_stlpips):
     assert "FPS_mp4" not in results["ours_30"]  # nobody timed this iteration
 
 
-def test_two_models_are_compared_in_a_table_and_by_their_worst_frames(rendered, talking, needs_stlpips, tmp_path, capsys, monkeypatch):
+def test_two_models_are_compared_in_a_table_and_by_their_worst_frames(
+    rendered, talking, needs_stlpips, tmp_path, capsys, monkeypatch
+):
     other = shutil.copytree(rendered, tmp_path / "other")
     for k in (0, 8):  # worse than the first model by far, and two frames that are not neighbours
         path = other / "test/ours_30/renders" / f"{k:05d}.png"
