@@ -31,7 +31,7 @@ from utils.compare_models import compare
 from utils.constants import IMAGE_SIZE, PART_CLASSES
 from utils.device import choose_device
 from utils.errors import UserError, command_line
-from utils.files import read_json, write_json
+from utils.files import read_json, writable, write_json
 from utils.image import read_rgb
 from utils.perceptual import PerceptualLoss
 from utils.pipeline import prefetch
@@ -41,7 +41,7 @@ from utils.syncnet import load_syncnet, scores
 BATCH = 4
 BEHIND = {"none": "torso and background plate", "headless": "the filmed torso and background (--paste headless)",
           "original": "the filmed frame (--paste original)"}  # fmt: skip
-RING = 6  # half width of the neck ring, pixels at 512
+RING = 6  # half width of the neck ring and of the head's rim, pixels at 512
 # name, unit, better; the rest of a line of the table is the value
 TABLE = (
     ("PSNR", "dB", "higher"), ("PSNR_head", "dB", "higher"), ("SSIM", "", "higher"), ("STLPIPS_alex", "", "lower"),
@@ -53,7 +53,8 @@ TABLE = (
     ("Flicker_gt", "of 255", "the filmed frames' own"), ("Seam", "of 255", "lower"),
     ("Seam_true_head", "of 255", "the filmed head put on the same way"), ("Seam_body", "of 255", "lower"),
     ("Seam_body_true_head", "of 255", "the filmed head put on the same way"), ("Seam_head", "of 255", "lower"),
-    ("Error_head", "of 255", "all of the head, beside its side of the seam"), ("FacesFound", "share", "1"),
+    ("Error_head", "of 255", "all of the head, beside its side of the seam"), ("Seam_rim", "of 255", "lower"),
+    ("Seam_rim_true_head", "of 255", "the filmed head put on the same way"), ("FacesFound", "share", "1"),
     ("FPS_network_raster", "frames/s", "higher"), ("FPS_memory", "frames/s", "higher"), ("FPS_mp4", "frames/s", "higher"),
 )  # fmt: skip
 
@@ -93,8 +94,8 @@ def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, dev
         ids = [facts["ids"][k] for k in numbers]
         pictures = [np.stack([read_rgb(folder / kind / f"{k:05d}.png") for k in numbers]) for kind in ("renders", "gt")]
         classes = [reader.parsing(i) for i in ids]
-        masks = [np.stack([np.isin(c, PART_CLASSES["head"]) for c in classes]), np.stack([np.isin(c, part) for c in classes]),
-                 np.stack([measure.neck_ring(c, part, radius) for c in classes])]  # fmt: skip
+        masks = [np.stack([np.isin(c, PART_CLASSES["head"]) for c in classes]), np.stack([np.isin(c, part) for c in classes])]
+        masks += [np.stack([seam(c, part, radius) for c in classes]) for seam in (measure.neck_ring, measure.head_rim)]
         pictures.append(backdrops.batch(ids))
         return *(torch.from_numpy(p) for p in pictures), *(torch.from_numpy(m)[:, None].float() for m in masks)
 
@@ -103,7 +104,7 @@ def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, dev
     starts = progress(range(0, len(facts["ids"]), BATCH), label="pictures", unit="batch")
     for batch in prefetch(load, starts, ahead=2):
         rendered, true, backdrop = (from_bytes(pictures.to(device)) for pictures in batch[:3])
-        head, shape, ring = (mask.to(device) for mask in batch[3:])
+        head, shape, ring, rim = (mask.to(device) for mask in batch[3:])
         true_head = composite(true * shape, shape, backdrop, facts["feather"])
         for name, value in {
             "PSNR": measure.psnr(rendered, true),
@@ -114,6 +115,8 @@ def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, dev
             "Seam_body": measure.masked_error(rendered, true, ring * (1 - shape)),
             "Seam_body_true_head": measure.masked_error(true_head, true, ring * (1 - shape)),
             "Seam_head": measure.masked_error(rendered, true, ring * shape),
+            "Seam_rim": measure.masked_error(rendered, true, rim),
+            "Seam_rim_true_head": measure.masked_error(true_head, true, rim),
             "Error_head": measure.masked_error(rendered, true, head),
             **{name: distance(rendered, true) for name, distance in distances.items()},
         }.items():
@@ -180,6 +183,7 @@ def evaluate(model: Path, split: str = "test", iteration: int = -1, source: Path
     """Measure, write results.json and per_view.json, and return this iteration's results. Raises UserError."""
     folder = rendered_folder(model, split, iteration)
     facts = read_json(folder / "frames.json")
+    writable(model)  # before minutes of measuring
     reader = TalkingDatasetReader(source or facts["source_path"], facts["audio_encoder"])
     with torch.inference_mode():
         frames = picture_metrics(folder, facts, reader, torch.device(device))
@@ -195,7 +199,8 @@ def evaluate(model: Path, split: str = "test", iteration: int = -1, source: Path
                     f"{facts['feather']} px at 512 over {BEHIND[facts.get('paste', 'none')]}, against the filmed frames",
         "region": "full frame; PSNR_head: head classes of parsing/ (face, hair, ears, hat); Seam: within "
                   f"{RING} px (at 512) of both the rendered part ({facts['part']}) and the body; Seam_body and Seam_head: the two "
-                  "sides of it, of which the head's holds whatever error the head has",
+                  f"sides of it, of which the head's holds whatever error the head has; Seam_rim: within {RING} px of both the "
+                  "rendered part and the rest of the picture, away from that seam",
         "averages": "mean over frames of each frame's value; correlation, lag, jitter and LSE over the clip",
         "landmarks": "MediaPipe FaceLandmarker on both sides, 68 of its points",
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, {_name(torch.device(device))}, torch {torch.__version__}",

@@ -37,11 +37,11 @@ from scene.condition import AUDIO_WINDOW, Conditions
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils import driving, encoders, speech
 from utils.audio import Recording, Sound, load_audio, open_sound
-from utils.constants import BLINK_COLUMNS, FPS, JAW_OPEN_COLUMN, SAMPLE_RATE, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
+from utils.constants import BLINK_COLUMNS, FPS, IMAGE_SIZE, JAW_OPEN_COLUMN, SAMPLE_RATE, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
 from utils.device import choose_device
 from utils.errors import UserError, command_line
 from utils.export import write_surfels
-from utils.files import read_npy, write_json
+from utils.files import read_npy, writable, write_json
 from utils.pipeline import Rows, prefetch
 from utils.progress import progress
 
@@ -78,15 +78,23 @@ def custom_clip(reader, args: argparse.Namespace, recording: Recording, prefix: 
         raise UserError(f"--ss {args.ss:g} s lies beyond the end of {reader.folder.root} ({reader.ids[-1] / FPS:.1f} s); "
                         "choose an earlier start")  # fmt: skip
     frames = max(1, len(recording) // SAMPLES_PER_FRAME)
-    pose_ids = driving.replayed_ids(reader.ids, frames, None if args.ss is None else round(args.ss * FPS))
+    path = driving.replayed_path(reader.ids, frames, None if args.ss is None else round(args.ss * FPS))
+    views = driving.views_between(reader.ids, reader.views[reader.ids].numpy(), path)
+    expression = driving.between(reader.ids, reader.expression[reader.ids], path)
     rows = speech.stream(reader.encoder, recording, frames)
     if args.smooth_lips:
         rows = driving.smoothed(rows)
     if args.close_mouth:
         levels = driving.frame_levels((block[0] for block in recording.blocks()), frames)
         rows = driving.gated(rows, driving.silence(levels), silent_row(reader))
-    return Clip("custom", f"{prefix}_custom_{args.custom_aud.stem}", pose_ids, open_sound(args.custom_aud), Rows(rows),
-                driven_expression(reader, pose_ids, args.blink), pictures=args.pictures)  # fmt: skip
+    name = shortened(f"{prefix}_custom_{args.custom_aud.stem}")
+    return Clip("custom", name, driving.nearest(reader.ids, path), open_sound(args.custom_aud), Rows(rows), views,
+                driven_expression(reader, expression, args.blink), pictures=args.pictures)  # fmt: skip
+
+
+def shortened(name: str, most: int = 180) -> str:
+    """`name` cut to `most` bytes: file systems take 255, and what each file holds is still added."""
+    return name.encode()[:most].decode(errors="ignore")
 
 
 def silent_row(reader) -> np.ndarray:
@@ -100,16 +108,21 @@ def silent_row(reader) -> np.ndarray:
     return driving.closed_mouth_row(reader.audio, levels, jaw, rows.tolist())
 
 
-def driven_expression(reader, pose_ids: list[int], blink: str) -> np.ndarray | None:
-    """(F, 7) the replayed expression with generated blinks, or None where the replayed one serves.
+def driven_expression(reader, replayed: np.ndarray, blink: str) -> np.ndarray:
+    """(F, 7) the `replayed` expression (F, 7), with generated blinks where they are wanted.
 
-    "auto" generates them where fewer than three a minute are replayed, "generate" always, "replay" never.
+    "auto" generates them where the source clip, or 20 s or more that are replayed of it, has fewer than three a minute;
+    "generate" always, "replay" never.
     """
     columns = [UPPER_FACE_COLUMNS.index(column) for column in BLINK_COLUMNS]
-    replayed = reader.expression[pose_ids]
-    if blink == "replay" or (blink == "auto" and driving.blink_count(replayed[:, columns].mean(1)) >= len(replayed) // (20 * FPS)):
-        return None
     own = reader.expression[reader.ids][:, columns]
+
+    def rare(eyes: np.ndarray) -> bool:
+        return 20 * FPS * driving.blink_count(eyes.mean(1)) < len(eyes)
+
+    enough = not rare(own) and (len(replayed) < 20 * FPS or not rare(replayed[:, columns]))
+    if blink == "replay" or (blink == "auto" and enough):
+        return replayed
     opened = np.median(own, 0)
     shut = np.maximum(np.percentile(own, 99, axis=0), opened + 0.5)
     expression = replayed.copy()
@@ -134,34 +147,31 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
     background = None if background is None else from_bytes(torch.from_numpy(background)[None]).to(device)
     threads = min(8, max(2, (os.cpu_count() or 2) // 2))
     batches = prefetch(load, range(0, len(clip.pose_ids), batch), threads, threads + 2)
-    bar = progress(label=f"render {clip.split}", total=len(clip.pose_ids))
     drawn: collections.deque[tuple[Download, np.ndarray | None]] = collections.deque()  # on their way to the host
 
     def hand_out(left: int) -> None:
         nonlocal done
         while len(drawn) > left:
-            download, truth = drawn[0]
+            download, truth = drawn.popleft()
             frames, weights = download.arrays()
             outputs.put(frames, weights, truth)
-            drawn.popleft()  # only now: Ctrl-C may come while the encoders are waited for
             done += len(frames)
             bar.update(len(frames))
 
-    with outputs, contextlib.closing(batches), bar, torch.inference_mode():
-        try:
-            for conditions, ids, decoded, truth in batches:
-                conditions.intrinsics = enlarged(conditions.intrinsics, backdrops.place.scale)
-                rendering = draw(conditions.to(device))
-                backdrop = from_bytes(behind.batch(ids, decoded))
-                frames = put_on(rendering.rgb, rendering.alpha, backdrop, feather, backdrops.place, background)
-                weights = rendering.attention
-                drawn.append((Download(to_bytes(frames), None if weights is None else map_bytes(weights)), truth))
-                hand_out(1)
-            hand_out(0)
-        except KeyboardInterrupt:
-            hand_out(0)
-            if done == 0:
-                raise
+    with (outputs, contextlib.closing(batches), progress(label=f"render {clip.split}", total=len(clip.pose_ids)) as bar,
+          torch.inference_mode()):  # fmt: skip
+        for conditions, ids, decoded, truth in batches:
+            conditions.intrinsics = enlarged(conditions.intrinsics, backdrops.place.scale)
+            rendering = draw(conditions.to(device))
+            backdrop = from_bytes(behind.batch(ids, decoded))
+            frames = put_on(rendering.rgb, rendering.alpha, backdrop, feather, backdrops.place, background)
+            weights = rendering.attention
+            drawn.append((Download(to_bytes(frames), None if weights is None else map_bytes(weights)), truth))
+            hand_out(1)
+            if outputs.interrupted:
+                break
+        hand_out(0)
+        if done < len(clip.pose_ids):
             outputs.end_early()
     return done == len(clip.pose_ids)
 
@@ -173,8 +183,9 @@ def batch_conditions(reader, clip: Clip, start: int, ids: list[int]) -> Conditio
     first = max(0, start - AUDIO_WINDOW)
     window = clip.features[first : min(start + len(ids) + AUDIO_WINDOW, len(clip.pose_ids))]
     conditions = reader.conditions(ids, range(start - first, start - first + len(ids)), window)
-    if clip.expression is not None:
-        conditions.expression = torch.from_numpy(clip.expression[start : start + len(ids)])
+    for name, rows in (("view", clip.views), ("expression", clip.expression)):
+        if rows is not None:
+            setattr(conditions, name, torch.from_numpy(rows[start : start + len(ids)]))
     return conditions
 
 
@@ -205,12 +216,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
                         "FRAME of the clip, as .ply for 2DGS and 3DGS viewers into <model>/export, and nothing else")  # fmt: skip
     parser.add_argument("--pictures", action="store_true", help="write every frame as PNG too (the test split always does)")
     parser.add_argument("--batch", type=int, help="frames drawn at once (16 on a GPU, 4 on a CPU)")
+    parser.add_argument("--fps", type=int, choices=(FPS,), default=FPS, help="frames a second, fixed: what heads are trained at")
     parser.add_argument("--encoder", choices=tuple(encoders.ENCODERS), default="libx264", help="video encoder (%(default)s)")
     parser.add_argument("--crf", type=int, default=18, help="quality of the encoder, 0 (best) to 51 (%(default)s)")
     parser.add_argument("--lossless", action="store_true", help="lossless RGB H.264: large, few players show it")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     args = parser.parse_args(argv)
-    for name, valid in (("batch", args.batch is None or args.batch > 0), ("feather", args.feather >= 0),
+    for name, valid in (("batch", args.batch is None or args.batch > 0), ("feather", 0 <= args.feather <= 100),
                         ("crf", 0 <= args.crf <= 51)):  # fmt: skip
         if not valid:
             parser.error(f"--{name} {getattr(args, name)} is out of range")
@@ -232,18 +244,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def writable(folder: Path) -> Path:
-    """`folder`, made if need be. Raises UserError if nothing can be written there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        reason = None if os.access(folder, os.W_OK) else "no permission"
-    except OSError as error:
-        reason = error.strerror
-    if reason:
-        raise UserError(f"nothing can be written into {folder} ({reason}); free that name, or copy the model to a folder of yours")
-    return folder
-
-
 def export(model: Path, head: TalkingHead, reader: TalkingDatasetReader, frame: int, device: torch.device) -> None:
     """Write <model>/export/ours_N_{canonical or frame}_{2dgs,3dgs}.ply. Raises UserError if `frame` is not usable."""
     if frame >= 0 and frame not in reader.ids:
@@ -255,7 +255,7 @@ def export(model: Path, head: TalkingHead, reader: TalkingDatasetReader, frame: 
             deformed = head(reader.conditions([frame]).to(device))
         surfels = type(deformed)(*(getattr(deformed, name)[0] for name in ("xyz", "scaling", "rotation", "opacity", "sh")))
     for kind in ("2dgs", "3dgs"):
-        path = model / "export" / f"ours_{head.iteration}_{'canonical' if frame < 0 else f'frame_{frame}'}_{kind}.ply"
+        path = writable(model / "export") / f"ours_{head.iteration}_{'canonical' if frame < 0 else f'frame_{frame}'}_{kind}.ply"
         write_surfels(path, surfels, three_scales=kind == "3dgs")
         print(path)
 
@@ -282,14 +282,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_arguments(argv)
     recording = Recording(args.custom_aud) if args.custom_aud else None  # the likeliest mistake, so it is found first
     quality = {"encoder": args.encoder, "crf": args.crf, "lossless": args.lossless}
-    encoders.check(encoders.codec(**quality), 512, 512)
-    if args.alpha == "prores":
-        encoders.check(encoders.codec(alpha=True), 512, 512, "use --alpha png")
+    chosen = encoders.codec(**quality, alpha=args.alpha == "prores")
+    remedy = "use --alpha png" if args.alpha == "prores" else "choose another --encoder"
+    encoders.check(chosen, IMAGE_SIZE, IMAGE_SIZE, remedy)
     model, head, reader, device = open_avatar(args)
     if args.export_ply is not None:
         export(model, head, reader, args.export_ply, device)
         return
     backdrops = Backdrops(reader, head.config.part, args.paste, args.background, bool(args.alpha))
+    encoders.check(chosen, backdrops.place.width, backdrops.place.height, remedy)  # it may work here, but not at this size
 
     prefix = model.resolve().name
     if recording is not None:
@@ -321,6 +322,8 @@ def main(argv: list[str] | None = None) -> None:
                 "paste": args.paste, "source_path": str(reader.folder.root.resolve()), "audio_encoder": reader.encoder,
             })  # fmt: skip
         print(f"{outputs.result}  ({len(clip.pose_ids)} frames in {seconds:.1f} s, {len(clip.pose_ids) / seconds:.1f} frames/s)")
+        if outputs.interrupted:  # after its last frame: this clip is complete, the next is not begun
+            raise SystemExit(130)
 
 
 if __name__ == "__main__":

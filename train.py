@@ -246,7 +246,7 @@ class Trainer:
         log.held_out(self.stage, self.iteration, batch, drawn, self.head.token_names)
 
 
-@command_line
+@command_line(resumes=True)
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_arguments(parser)

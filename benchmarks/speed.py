@@ -5,7 +5,8 @@
     python benchmarks/speed.py --surfels 20000 --configs arguments/fast.py --batch 4
 
 Parts are timed alone, synchronised, as medians; "network + raster" is both together, on a GPU as one graph, as render.py draws;
-"to memory" is the pipeline of render.py without encoder, "to mp4" all of it, sound included. With -m the result also goes to
+"to memory" is the pipeline of render.py without encoder, "to mp4" all of it, sound included, and "to mp4, attention" with the
+videos of --visualize_attention: a map a token and the mosaic. With -m the result also goes to
 <model>/speed.json, which metrics.py quotes.
 """
 
@@ -122,6 +123,8 @@ class Timer:
 class Nowhere:
     """Takes frames as Outputs does and keeps none."""
 
+    interrupted = False
+
     def __enter__(self) -> Nowhere:
         return self
 
@@ -162,10 +165,14 @@ def measure(head: TalkingHead, reader, device: torch.device, batch: int, frames:
     speed = {"network + raster": batch / both[False], "network + raster, attention": batch / both[True]}
     sound = Sound.of(np.zeros(len(pose_ids) * SAMPLE_RATE // FPS, np.float32), SAMPLE_RATE)
     clip = Clip("speed", "speed", pose_ids, sound)
-    for name, outputs in (("to memory", Nowhere()), ("to mp4", Outputs(clip, folder, "speed", backdrops.place, size))):
+    written = functools.partial(Outputs, clip, folder, "speed", backdrops.place, size)
+    with_maps = functools.partial(draw, attention=True)
+    for name, drawing, outputs in (("to memory", draw, Nowhere()), ("to mp4", draw, written()),
+                                   ("to mp4, attention", with_maps, written(head.token_names))):  # fmt: skip
         begin = time.perf_counter()
         with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115  progress bars between the lines of the table
-            render_clip(clip, reader, draw, backdrops, outputs, device, batch, 0.0)
+            if not render_clip(clip, reader, drawing, backdrops, outputs, device, batch, 0.0):
+                raise KeyboardInterrupt
         speed[name] = len(pose_ids) / (time.perf_counter() - begin)
     memory = {"host MiB, peak so far": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     if device.type == "cuda":

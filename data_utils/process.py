@@ -119,7 +119,7 @@ def check_space(folder: DatasetFolder, seconds: float, options: argparse.Namespa
                         "free some space, or use a smaller --size")  # fmt: skip
 
 
-@command_line
+@command_line(resumes=True)
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     check_options(options)

@@ -15,7 +15,9 @@ from gaussian_renderer.paste import Place
 from utils import encoders
 from utils.audio import Sound
 from utils.contact_sheet import fit, grid, label
+from utils.files import writable
 from utils.image import write_rgb
+from utils.interrupt import Interrupt
 from utils.pipeline import Consumer, Rows
 from utils.video import VideoWriter
 
@@ -24,20 +26,25 @@ MOSAIC_TILE = 256  # height of a tile of the attention mosaic
 
 @dataclasses.dataclass
 class Clip:
-    """What to draw: frame k shows the pose, expression and backdrop of `pose_ids[k]`, speaking row k of the audio."""
+    """What to draw: frame k shows the backdrop, pose and expression of `pose_ids[k]`, speaking row k of the audio."""
 
     split: str  # train, test or custom
     name: str  # of its files
     pose_ids: list[int]
     sound: Sound  # for the video
     features: Rows | None = None  # one row a frame; None: the data set's own, at the rows of its frames
+    views: np.ndarray | None = None  # (len(pose_ids), 4, 4) world to camera, dm; None: the data set's own, of its frames
     expression: np.ndarray | None = None  # (len(pose_ids), 7); None: the data set's own
     truth: bool = False  # also write what was filmed
     pictures: bool = False  # also write every frame as PNG
 
 
 class Outputs:
-    """Every file of one clip, each written by a thread of its own. A context manager; `put` takes batches."""
+    """Every file of one clip, each written by a thread of its own. A context manager; `put` takes batches.
+
+    While it is open, Ctrl-C only sets `interrupted`: whoever puts looks at it between batches, so that every file has the same
+    frames and none is closed while its thread still writes.
+    """
 
     def __init__(self, clip: Clip, folder: Path, stem: str, place: Place, size: tuple[int, int], tokens: tuple[str, ...] = (),
                  alpha: str | None = None, **quality):  # fmt: skip
@@ -51,6 +58,7 @@ class Outputs:
         self._codec = encoders.codec(**quality)
         self._tile = MOSAIC_TILE * size[0] // size[1] // 2 * 2, MOSAIC_TILE
         self._stack = contextlib.ExitStack()
+        self._interrupt = Interrupt("Ctrl-C: finishing the file; another one changes nothing")
         self._writers: list[VideoWriter] = []
         self._consumers: dict[str, list[Consumer]] = {"renders": [], "gt": [], "attention": []}
         suffix = {None: ".mp4", "prores": ".mov", "png": ""}[alpha]
@@ -59,6 +67,7 @@ class Outputs:
     def __enter__(self) -> Outputs:
         sketch = encoders.codec(sketch=True)
         with contextlib.ExitStack() as self._stack:
+            self._stack.enter_context(self._interrupt)
             if self._alpha == "png":
                 self._pictures("renders", self.result)
             else:
@@ -87,8 +96,7 @@ class Outputs:
         self._consume(kind, lambda items: [writer.add(draw(item)) for item in items])
 
     def _pictures(self, kind: str, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for old in folder.glob("[0-9]*.png"):
+        for old in writable(folder).glob("[0-9]*.png"):
             old.unlink()
         paths = (folder / f"{k:05d}.png" for k in range(len(self._clip.pose_ids)))
         self._consume(kind, lambda frames: [write_rgb(next(paths), frame) for frame in frames])
@@ -123,6 +131,11 @@ class Outputs:
                 consumer.put(items)
         for consumer in self._consumers["attention"]:
             consumer.put(list(zip(frames, weights, strict=True)))
+
+    @property
+    def interrupted(self) -> bool:
+        """Ctrl-C was pressed since the files were opened."""
+        return self._interrupt.asked
 
     def end_early(self) -> None:
         """What was put so far is all there is: the videos end there, with their sound."""

@@ -57,7 +57,10 @@ def read_background(text: str, width: int, height: int) -> np.ndarray:
     Raises UserError if `text` is neither.
     """
     if Path(text).is_file():
-        image = read_rgb(Path(text))
+        try:
+            image = read_rgb(Path(text))
+        except UserError:
+            raise UserError(f"--background {text} is no picture that can be read; give a PNG or JPEG file, or a colour") from None
         scale = max(width / image.shape[1], height / image.shape[0])
         size = max(width, round(image.shape[1] * scale)), max(height, round(image.shape[0] * scale))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)

@@ -26,7 +26,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def demo_clip(tmp_path_factory) -> Path:
     """A short clip of the synthetic head, demo.mp4 with truth/truth.npz beside it: 4.4 s, 192 x 192."""
-    from data_utils.make_demo import make_clip
+    from data_utils.demo_head.clip import make_clip
 
     folder = tmp_path_factory.mktemp("demo clip")
     make_clip(folder, 4.4, 192, masks=False)

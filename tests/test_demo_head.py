@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from data_utils.demo_head import face_shape
+from data_utils.demo_head.clip import make_clip, make_speech
 from data_utils.demo_head.landmarks import Landmarks, lip_opening
 from data_utils.demo_head.mesh import HeadMesh
 from data_utils.demo_head.raster import rasterize
 from data_utils.demo_head.voice import CLOSURES, VOWELS, speak
-from data_utils.make_demo import main, make_clip, make_speech
+from data_utils.make_demo import main
 from utils.audio import load_audio
 from utils.constants import CLASS_NAMES, CLOTH, FPS, HAIR, HEAD_CLASSES, MOUTH, SAMPLES_PER_FRAME
 from utils.image import read_parsing

@@ -1,5 +1,7 @@
 """Exported clouds, read back byte by byte as the formats are documented, not with our own reader."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -86,4 +88,7 @@ def test_the_head_is_exported_at_rest_and_as_in_a_frame(model, dataset, capsys):
     np.testing.assert_allclose(v["opacity"], deformed.opacity[0, :, 0], atol=1e-5)
     stored = read_plainly(model / "point_cloud/iteration_7/point_cloud.ply")
     assert read_plainly(model / "export/ours_7_canonical_2dgs.ply")[1].keys() == stored[1].keys()
+    shutil.rmtree(model / "export")
+    (model / "export").write_text("a file where the folder should be")
+    assert "nothing can be written into" in failure(capsys, "-m", model, "--export_ply")
     assert "no usable frame 3" in failure(capsys, "-m", model, "--export_ply", "3")

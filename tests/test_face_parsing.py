@@ -246,8 +246,8 @@ def test_truncated_files_are_not_whole(tmp_path):
 def test_the_synthetic_heads_masks_agree_with_its_truth(tmp_path):
     if not (model_store.find("selfie_segmentation") and model_store.find("face_landmarker")):
         pytest.skip("needs selfie_segmentation and face_landmarker: python -m utils.model_store fetch all")
+    from data_utils.demo_head.clip import make_clip
     from data_utils.landmarks import FaceLandmarker
-    from data_utils.make_demo import make_clip
 
     make_clip(tmp_path, seconds=1.0, size=192, seed=5)
     frames = list(read_frames(tmp_path / "demo.mp4"))

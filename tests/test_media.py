@@ -1,8 +1,10 @@
 """Pictures, audio and video survive the trip to disk and back."""
 
+import av
 import numpy as np
 import pytest
 
+from utils import encoders
 from utils.audio import load_audio, save_wav
 from utils.constants import CLOTH, FPS, NECK, SAMPLE_RATE, SAMPLES_PER_FRAME
 from utils.errors import UserError
@@ -24,6 +26,32 @@ def test_a_lossless_video_decodes_to_the_frames_that_were_written(tmp_path):
     path = clip(tmp_path / "名前 with space.mp4", lossless=True)
     levels = [frame[0, 0, 0] for frame in read_frames(path)]
     assert levels == [4 * i for i in range(50)]
+
+
+COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (220, 170, 150), (128, 128, 128), (10, 20, 30), (255, 255, 255))
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "b.mp4", "sketch.mp4", "alpha.mov"])
+def test_a_video_says_that_its_colours_are_bt709_and_they_come_back(tmp_path, name):
+    codec = encoders.codec("libx265" if name == "b.mp4" else "libx264", 8, alpha=name == "alpha.mov", sketch=name == "sketch.mp4")
+    bars = np.concatenate([np.full((64, 32, 3), colour, np.uint8) for colour in COLOURS], 1)
+    frame = np.dstack([bars, np.full(bars.shape[:2], 255, np.uint8)]) if name == "alpha.mov" else bars
+    with VideoWriter(tmp_path / name, bars.shape[1], 64, codec=codec) as writer:
+        writer.add(frame)
+    with av.open(str(tmp_path / name)) as container:
+        seen = next(container.decode(video=0))
+    assert (seen.colorspace, seen.color_primaries, seen.color_trc, seen.color_range) == (1, 1, 1, 1)  # BT.709, limited
+    depth = seen.format.components[0].bits
+    luma = np.frombuffer(seen.planes[0], np.uint8 if depth == 8 else np.uint16).reshape(64, -1)[32, 16 : bars.shape[1] : 32]
+    wanted = 16 + 219 / 255 * (np.array(COLOURS) @ (0.2126, 0.7152, 0.0722))
+    assert np.abs(luma / 2.0 ** (depth - 8) - wanted).max() < 1.5  # stored as it is said, too
+    (back,) = read_frames(tmp_path / name)
+    assert np.abs(back[32, 16::32].astype(int) - COLOURS).max() <= 3  # FFmpeg's fast way back from 4:2:0 is off by up to 2
+
+
+def test_a_lossless_video_is_not_said_to_be_yuv(tmp_path):
+    with av.open(str(clip(tmp_path / "a.mp4", frames=2, lossless=True))) as container:
+        assert next(container.decode(video=0)).colorspace != 1
 
 
 def test_audio_in_a_video_stays_in_step_with_its_frames(tmp_path):

@@ -19,7 +19,18 @@ from utils.compare_models import worst_frames
 from utils.constants import CLOTH, HAIR, HEAD_CLASSES, NECK, PART_CLASSES, SKIN
 from utils.files import write_json
 from utils.image import read_rgb, write_rgb
-from utils.image_metrics import correlation_and_lag, inter_ocular, jitter, lip_opening, lmd, masked_error, neck_ring, psnr, ssim
+from utils.image_metrics import (
+    correlation_and_lag,
+    head_rim,
+    inter_ocular,
+    jitter,
+    lip_opening,
+    lmd,
+    masked_error,
+    neck_ring,
+    psnr,
+    ssim,
+)
 from utils.video import read_frames
 
 
@@ -136,6 +147,18 @@ def test_the_neck_ring_lies_where_the_head_meets_the_body():
     assert not neck_ring(classes, PART_CLASSES["all"], 4).any()
 
 
+def test_the_rim_goes_around_the_head_and_leaves_the_neck_out():
+    classes = np.zeros((60, 60), np.uint8)
+    classes[10:40, 15:45] = SKIN
+    classes[5:10, 15:45] = HAIR
+    classes[40:50, 22:38] = NECK
+    rim = head_rim(classes, HEAD_CLASSES, 4)
+    for rows, columns in ((slice(2, 9), 30), (25, slice(12, 19)), (25, slice(42, 49)), (slice(37, 44), 17)):
+        assert rim[rows, columns].all()  # above, to either side, at the jaw
+    assert not rim[12:34, 20:40].any() and not rim[:, :10].any() and not (rim & neck_ring(classes, HEAD_CLASSES, 4)).any()
+    assert not rim[36:45, 24:36].any()
+
+
 def test_the_error_in_a_mask_is_that_of_its_pixels_only():
     x, y = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
     y[..., :4] = 0.2
@@ -195,6 +218,7 @@ def test_results_hold_every_metric_and_the_protocol_they_were_taken_under(render
     assert views["STLPIPS_alex"]["00000.png"] == 0 < views["STLPIPS_alex"]["00008.png"]
     assert views["Seam"]["00000.png"] == 0 < views["Seam"]["00008.png"] < 12 and results["Seam_true_head"] >= 0
     assert views["Seam_head"]["00008.png"] > 4 and views["Seam_body"]["00008.png"] > 4 and views["Error_head"]["00000.png"] == 0
+    assert views["Seam_rim"]["00000.png"] == 0 < views["Seam_rim"]["00008.png"] < 12 and results["Seam_rim_true_head"] > 0
     sides = [results[name] for name in ("Seam_body_true_head", "Seam_true_head")]
     assert sides[0] >= sides[1] >= 0  # the filmed head is right on its own side
     assert results["LipLag"] == 1 and results["LipCorrelation"] < 0.9 and views["LMD"]["00008.png"] is None
@@ -240,6 +264,14 @@ def test_scores_that_need_what_the_user_brings_are_there_when_it_is(rendered, ta
     assert (results["LSE_D"], results["LSE_D_gt"], results["LSE_C"]) == (8, 9, 8) and heard == [(9, 9, 9 * 640)] * 2
 
 
+def test_a_folder_that_takes_no_results_is_said_before_anything_is_measured(rendered, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr(metrics, "picture_metrics", None)
+    with pytest.raises(SystemExit) as stop:
+        metrics.main(["-m", str(rendered), "--device", "cpu"])
+    assert stop.value.code == 2 and "nothing can be written into" in capsys.readouterr().err
+
+
 def test_results_of_other_iterations_stay(rendered, talking, needs_stlpips):
     write_json(rendered / "results.json", {"ours_10": {"PSNR": 20.0}})
     metrics.main(["-m", str(rendered), "--iteration", "30", "--device", "cpu"])
@@ -248,7 +280,9 @@ def test_results_of_other_iterations_stay(rendered, talking, needs_stlpips):
     assert "FPS_mp4" not in results["ours_30"]  # nobody timed this iteration
 
 
-def test_two_models_are_compared_in_a_table_and_by_their_worst_frames(rendered, talking, needs_stlpips, tmp_path, capsys):
+def test_two_models_are_compared_in_a_table_and_by_their_worst_frames(
+    rendered, talking, needs_stlpips, tmp_path, capsys, monkeypatch
+):
     other = shutil.copytree(rendered, tmp_path / "other")
     for k in (0, 8):  # worse than the first model by far, and two frames that are not neighbours
         path = other / "test/ours_30/renders" / f"{k:05d}.png"
@@ -264,6 +298,10 @@ def test_two_models_are_compared_in_a_table_and_by_their_worst_frames(rendered, 
     assert lines[-1].endswith("compare_other.png") and sheet.shape == (256, 2 * 3 * 256 + 2, 3)  # two frames: A, B, filmed
     left, middle, right = (sheet[100:200, x + 50 : x + 200].astype(int) for x in (0, 256, 512))
     assert np.abs(left - right).mean() < 1 and np.abs(middle - right).mean() > 40
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(SystemExit):
+        metrics.main(["--compare", str(rendered), str(other)])
+    assert "nothing can be written into" in capsys.readouterr().err
 
 
 def test_models_measured_on_different_frames_or_not_at_all_are_not_compared(rendered, talking, needs_stlpips, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """What lies behind the head: the filmed frame, the whole source video, another background, or nothing at all."""
 
 import json
+import types
 
 import av
 import cv2
@@ -209,6 +210,15 @@ def test_an_encoder_that_cannot_run_here_is_one_sentence():
         check(Codec("h264_none", "yuv420p", {}), 64, 64)
     with pytest.raises(UserError, match="does not work on this machine"):
         check(Codec("libx264", "yuv420p", {"preset": "no such"}), 64, 64)
+
+
+def test_what_an_encoder_says_is_told_in_one_line(monkeypatch):
+    def create(name, mode):
+        raise av.FFmpegError(1, "Operation not permitted", None, (8, "h264_nvenc", "Cannot load libcuda.so.1\n"))
+
+    monkeypatch.setattr("utils.encoders.av.CodecContext", types.SimpleNamespace(create=create))
+    with pytest.raises(UserError, match=r"for pictures of 64x48 \(Cannot load libcuda.so.1\); choose another --encoder$"):
+        check(Codec("h264_nvenc", "yuv420p", {}), 64, 48)
 
 
 @pytest.mark.parametrize("bad, names", [

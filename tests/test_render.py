@@ -1,9 +1,11 @@
 """render.py on a small head: the right frames, the right sound, files that play, and one sentence for each mistake."""
 
 import argparse
+import itertools
 import json
 import os
 import shutil
+import signal
 
 import av
 import numpy as np
@@ -20,7 +22,8 @@ from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.audio import load_audio, load_sound
 from utils.errors import UserError
 from utils.image import read_rgb
-from utils.video import probe, read_frames
+from utils.pipeline import Consumer
+from utils.video import VideoWriter, probe, read_frames
 
 SMALL = {"plane_resolution": 8, "plane_channels": 8, "net_width": 16, "seed_points": 50, "sh_degree": 0, "device": "cpu"}
 
@@ -115,6 +118,9 @@ def test_speech_longer_than_the_clip_replays_its_poses_from_the_chosen_start(mod
     ids = [i for start in sorted(seen) for i in seen[start][0]]
     assert len(ids) == 75 and 3 not in ids and set(ids) == set(range(22)) - {3}  # frame 3 is not usable
     assert ids[0] == 5 and np.abs(np.diff(ids)).max() <= 2
+    views = np.concatenate([seen[start][1].view.numpy() for start in sorted(seen)])
+    step = np.abs(np.diff(TalkingDatasetReader(dataset).views[[0, 1]].numpy(), axis=0)).max()  # the head turns evenly
+    assert np.abs(np.diff(views, axis=0)).max() < 1.05 * step  # so it does without frame 3, too
     loudness = np.concatenate([seen[start][1].audio[:, AUDIO_WINDOW // 2, 0] for start in sorted(seen)])  # the tone grows louder
     assert (np.diff(loudness) > 0).all()
     windows = np.concatenate([seen[start][1].audio[:, :, 0] for start in sorted(seen)])
@@ -200,39 +206,66 @@ def test_the_frame_code_can_be_held_still(model, tmp_path, monkeypatch):
     assert heads[0].deformation.conditions.tokens["frame"].still == 0
 
 
-def test_ctrl_c_leaves_a_video_that_plays_and_ends_in_sync(model, tmp_path, monkeypatch, capsys):
-    speak(tmp_path / "a.wav", seconds=3.0)
-    original, calls = render.render_batch, []
+def interrupting(monkeypatch, owner, name, *calls):
+    """Press Ctrl-C just before those calls (counted from 1) of `owner.name`."""
+    original, counter = getattr(owner, name), itertools.count(1)
 
-    def draw(*a, **k):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
+    def called(*a, **k):
+        if next(counter) in calls:
+            signal.raise_signal(signal.SIGINT)
         return original(*a, **k)
 
-    monkeypatch.setattr(render, "render_batch", draw)
+    monkeypatch.setattr(owner, name, called)
+
+
+@pytest.mark.parametrize(
+    "owner, name, calls, frames",
+    [
+        (render, "render_batch", (2,), 10),  # while drawing
+        (render, "render_batch", (2, 3), 10),  # a second one changes nothing
+        (Consumer, "put", (8,), 15),  # between two files of one batch
+        (Consumer, "close", (1,), 40),  # all is drawn, and waits for the encoders
+        (VideoWriter, "__exit__", (1, 2, 3), 40),  # while the sound and the end of the files are written
+    ],
+)
+def test_ctrl_c_leaves_videos_of_equal_length_that_play_and_end_in_sync(
+    model, tmp_path, monkeypatch, capfd, owner, name, calls, frames
+):
+    speak(tmp_path / "a.wav", seconds=1.6)
+    interrupting(monkeypatch, owner, name, *calls)
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as stop:
-        render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), "--batch", "5"])
-    assert stop.value.code == 130 and "Ctrl-C" in capsys.readouterr().out
-    (video,) = (model / "custom/ours_7").iterdir()
-    assert sum(1 for _ in read_frames(video)) == 15
-    assert abs(len(load_audio(video)) - 15 * 640) <= 2048
+        render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), "--batch", "5", "--visualize_attention"])
+    assert stop.value.code == 130 and signal.getsignal(signal.SIGINT) is handler
+    said = capfd.readouterr()
+    assert said.err.count("finishing the file") == 1 and ("stopped by Ctrl-C" in said.out) == (frames < 40)
+    videos = list((model / "custom/ours_7").iterdir())
+    assert len(videos) == 6 and {sum(1 for _ in read_frames(video)) for video in videos} == {frames}
+    for video in (model / "custom/ours_7").glob("*iter_renders.mp4"):
+        assert abs(len(load_audio(video)) - frames * 640) <= 2048
+
+
+def test_ctrl_c_ends_the_program_after_the_clip_it_was_pressed_in(model, monkeypatch):
+    interrupting(monkeypatch, Consumer, "close", 1)
+    with pytest.raises(SystemExit):
+        render.main(["-m", str(model)])
+    assert (model / "train").exists() and not (model / "test").exists()
 
 
 def test_an_interrupted_test_split_is_not_left_for_metrics_to_measure(model, monkeypatch):
     render.main(["-m", str(model), "--skip_train", "--batch", "1"])
-    original, calls = render.render_batch, []
-
-    def draw(*a, **k):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return original(*a, **k)
-
-    monkeypatch.setattr(render, "render_batch", draw)
+    interrupting(monkeypatch, render, "render_batch", 1)
     with pytest.raises(SystemExit):
         render.main(["-m", str(model), "--skip_train", "--batch", "1"])
     assert not (model / "test/ours_7/frames.json").exists()
+
+
+def test_ctrl_c_before_the_first_frame_promises_nothing_that_is_not_so(model, tmp_path, monkeypatch, capsys):
+    speak(tmp_path / "a.wav", seconds=0.2)
+    interrupting(monkeypatch, render, "load_avatar", 1)
+    with pytest.raises(SystemExit) as stop:
+        render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav")])
+    assert stop.value.code == 130 and capsys.readouterr().err.splitlines() == ["stopped"]
 
 
 def test_a_missing_torso_picture_stops_with_its_name_and_leaves_no_half_video(model, dataset, tmp_path, capsys):
@@ -337,8 +370,8 @@ def test_a_start_beyond_the_clip_is_refused(model, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     "bad",
-    [["--batch", "0"], ["--feather", "-1"], ["--crf", "70"], ["--ss", "3"], ["--ss", "-3"], ["--ss", "x", "--custom_aud", "a"],
-     ["--skip_train", "--skip_test"]],
+    [["--batch", "0"], ["--feather", "-1"], ["--feather", "2000"], ["--feather", "inf"], ["--feather", "nan"],
+     ["--crf", "70"], ["--ss", "3"], ["--ss", "-3"], ["--ss", "x", "--custom_aud", "a"], ["--skip_train", "--skip_test"]],
 )  # fmt: skip
 def test_a_flag_out_of_range_is_refused_before_anything_is_read(bad, capsys):
     with pytest.raises(SystemExit) as stop:

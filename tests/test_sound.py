@@ -89,6 +89,36 @@ def test_the_last_click_of_a_long_file_is_heard_with_its_frame(tmp_path):
         assert abs(click / rate - flash / 25) < 0.01  # the codec's own smear
 
 
+def test_sound_that_changes_its_channels_and_rate_midway_is_read_to_its_end(tmp_path):
+    for name, rate, layout in (("a", 44_100, "stereo"), ("b", 48_000, "mono")):
+        with av.open(str(tmp_path / f"{name}.mp3"), "w", options={"write_xing": "0", "id3v2_version": "0"}) as container:
+            stream = container.add_stream("libmp3lame", rate=rate, layout=layout)
+            for start in range(0, rate, 1152):
+                tone = 0.5 * np.sin(2 * np.pi * 440 / rate * np.arange(start, start + 1152))
+                samples = np.tile(tone.astype(np.float32), (len(av.AudioLayout(layout).channels), 1))
+                frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+                frame.sample_rate = rate
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    (tmp_path / "glued.mp3").write_bytes((tmp_path / "a.mp3").read_bytes() + (tmp_path / "b.mp3").read_bytes())
+    samples = load_audio(tmp_path / "glued.mp3")
+    assert abs(len(samples) - 32_000) < 2500 and samples[2000:15_000].std() > 0.3 and samples[18_000:30_000].std() > 0.3
+    assert load_sound(tmp_path / "glued.mp3")[0].shape[1] > 1.9 * 44_100
+
+
+def test_samples_that_are_no_numbers_are_silence(tmp_path):
+    samples = np.full(16_000, 0.1, np.float32)
+    samples[[100, 200]] = np.nan, np.inf
+    soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="FLOAT")
+    heard = load_audio(tmp_path / "a.wav")
+    assert heard[100] == heard[200] == 0 and np.isfinite(heard).all() and heard[300] == samples[300]
+
+
+def test_a_folder_given_for_sound_is_called_one(tmp_path):
+    with pytest.raises(UserError, match="is a folder"):
+        load_audio(tmp_path)
+
+
 def test_a_file_damaged_in_its_middle_is_refused_before_anything_is_rendered(tmp_path):
     with av.open(str(tmp_path / "mute.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=25)

@@ -7,7 +7,7 @@ from test_render import dataset, model, trained  # noqa: F401  fixtures
 from benchmarks import speed
 
 PARTS = ("encode", "backdrop decode", "deformation", "raster", "raster + 4 attention maps", "composite, to host")
-SPEEDS = ("network + raster", "network + raster, attention", "to memory", "to mp4")
+SPEEDS = ("network + raster", "network + raster, attention", "to memory", "to mp4", "to mp4, attention")
 
 
 def test_every_part_of_a_trained_head_is_timed_and_kept_for_metrics(model, capsys):  # noqa: F811

@@ -108,7 +108,7 @@ class Recording:
 
 def _open(path: Path) -> av.container.InputContainer:
     if not path.is_file():
-        raise UserError(f"{path} does not exist; give an audio file")
+        raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give an audio file")
     try:
         container = av.open(str(path))
     except av.FFmpegError as error:
@@ -123,16 +123,33 @@ def _undecodable(path: Path, error: av.FFmpegError) -> UserError:
     return UserError(f"{path} is not audio that can be decoded ({error.strerror}); convert it to WAV and try again")
 
 
+class _Resampler:
+    """av.AudioResampler that goes on where the sound changes its rate or channels midway, as files glued together do."""
+
+    def __init__(self, **target):
+        self._target, self._source = target, None
+        self._inner = av.AudioResampler(**target)
+
+    def resample(self, frame: av.AudioFrame | None) -> list[av.AudioFrame]:
+        source = frame and (frame.sample_rate, frame.layout.name, frame.format.name)
+        rest = []
+        if frame is not None and source != self._source:
+            if self._source is not None:
+                rest, self._inner = self._inner.resample(None), av.AudioResampler(**self._target)
+            self._source = source
+        return rest + self._inner.resample(frame)
+
+
 def _decode(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
     """(C, n) float32 pieces of about a second."""
     parts: list[np.ndarray] = []
     count = total = 0
     with _open(path) as container:
-        resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+        resampler = _Resampler(format="fltp", layout=layout, rate=rate)
         try:
             for frame in itertools.chain(container.decode(audio=0), [None]):  # None draws out what the resampler holds back
                 for out in resampler.resample(frame):
-                    parts.append(out.to_ndarray())
+                    parts.append(np.nan_to_num(out.to_ndarray(), posinf=0, neginf=0))  # what is no number is silence
                     count += out.samples
                 if count >= rate or (frame is None and count):
                     total += count

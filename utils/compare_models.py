@@ -8,7 +8,7 @@ import numpy as np
 
 from utils.contact_sheet import fit, grid, label
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import read_json, writable
 from utils.image import read_rgb, write_rgb
 
 APART = 8  # frames between two of the sheet: neighbours look alike
@@ -74,12 +74,12 @@ def compare(models: tuple[Path, Path], rows: tuple[tuple[str, str, str], ...], s
     if a["protocol"]["size"] != b["protocol"]["size"]:
         sizes = " and ".join("x".join(map(str, m["protocol"]["size"])) for m in (a, b))
         raise UserError(f"{models[0]} and {models[1]} have frames of {sizes}: measure both at one size")
+    sheet = writable(Path(models[0])) / f"compare_{Path(models[1]).resolve().name}.png"
     tiles = []
     for name in worst_frames(views_a["PSNR_head"], views_b["PSNR_head"], count):
         pictures = [folder_a / "renders" / name, folder_b / "renders" / name, folder_a / "gt" / name]
         shown = [fit(image, round(TILE * image.shape[1] / image.shape[0]), TILE) for image in map(read_rgb, pictures)]
         texts = [f"A {name[:-4]}: {views_a['PSNR_head'][name]:.1f} dB", f"B: {views_b['PSNR_head'][name]:.1f} dB", "filmed"]
         tiles.append(np.concatenate([label(image, text) for image, text in zip(shown, texts, strict=True)], axis=1))
-    sheet = Path(models[0]) / f"compare_{Path(models[1]).resolve().name}.png"
     write_rgb(sheet, grid(tiles, 2))
     return side_by_side(a, b, rows), sheet

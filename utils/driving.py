@@ -1,4 +1,4 @@
-"""What drives the head beyond the speech itself: the order of replayed poses, silence, blinks, steadier lips. Arrays only."""
+"""What drives the head beyond the speech itself: replayed poses, silence, blinks, steadier lips. Arrays only."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 
 from utils.constants import FPS, SAMPLES_PER_FRAME
 
-LONGEST_GAP = 12  # unusable frames in a row that the path passes over, half a second; it turns back at a longer gap
+LONGEST_GAP = 3  # unusable frames in a row that the path passes over; it turns back at a longer gap, where the body would leap
 TURN = 12  # frames in which it comes to rest before turning back
-SILENT_DB = 30.0  # a frame this far below loud speech (95th percentile) is silent
+SILENT_DB = 30.0  # a frame this far below loud speech is silent
+BUMP = 5  # frames; what is louder for less is a bump of the microphone, by which speech is not judged
 QUIETEST_DB = -60.0  # below full scale: a recording whose loudest is quieter is silence throughout
 SHORTEST_SILENCE = 8  # frames; the closures of plosives are shorter and the mouth knows them
 APPROACH = 3  # frames at either end of a silence in which the mouth still finishes or begins a word
@@ -54,20 +55,49 @@ def ping_pong(length: int, count: int, start: int = 0, turn: int = TURN) -> np.n
     return np.where(time <= ramp / 2, near, last - near)
 
 
-def replayed_ids(ids: list[int], count: int, start: int | None = None) -> list[int]:
-    """`count` usable frame ids: the clip's own time forth and back from frame `start` (or the start of its longest stretch).
+def replayed_path(ids: list[int], count: int, start: int | None = None) -> np.ndarray:
+    """`count` moments (float64, in frames) of the clip, forth and back from frame `start` (or the start of its longest stretch).
 
-    The path runs over frame numbers, not over the list of usable ones, so that a dropped frame is not a jump: its usable
-    neighbour stands in. Gaps beyond LONGEST_GAP are turned back at.
+    The path runs over frame numbers, not over the list of usable ones, so that a dropped frame is not a jump. Gaps beyond
+    LONGEST_GAP are turned back at. Near a turn the moments lie between frames.
     """
     first, last = usable_run(ids, start)
-    usable = np.asarray([i for i in ids if first <= i <= last])
     begin = 0 if start is None else int(np.clip(start, first, last)) - first
-    wanted = first + ping_pong(last - first + 1, count, begin)
-    after = np.searchsorted(usable, wanted).clip(1, len(usable) - 1) if len(usable) > 1 else np.zeros(count, int)
+    return np.clip(first + ping_pong(last - first + 1, count, begin), first, last)
+
+
+def nearest(ids: list[int], path: np.ndarray) -> list[int]:
+    """The usable frame next to each moment of `path` (F,): its picture is shown then."""
+    ids = np.asarray(ids)
+    after = np.searchsorted(ids, path).clip(0, len(ids) - 1)
     before = np.maximum(after - 1, 0)
-    nearest = np.where(wanted - usable[before] <= usable[after] - wanted, before, after)
-    return usable[nearest].tolist()
+    return ids[np.where(path - ids[before] <= ids[after] - path, before, after)].tolist()
+
+
+def replayed_ids(ids: list[int], count: int, start: int | None = None) -> list[int]:
+    """`count` usable frame ids: those next to `replayed_path`."""
+    return nearest(ids, replayed_path(ids, count, start))
+
+
+def between(ids: list[int], rows: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """(F, D) float32: `rows` (len(ids), D) of the usable frames, at the moments of `path` (F,)."""
+    return np.stack([np.interp(path, ids, column) for column in rows.T], 1).astype(np.float32)
+
+
+def views_between(ids: list[int], views: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """(F, 4, 4) float32: world-to-camera `views` (len(ids), 4, 4) of the usable frames, at the moments of `path` (F,).
+
+    The head turns evenly from one frame to the next, so that neither its place nor its speed jumps where frames are dropped
+    or the path turns back.
+    """
+    from scipy.spatial.transform import Rotation, Slerp  # slow to import, and --help does without
+
+    if len(ids) == 1:
+        return np.repeat(views, len(path), 0)
+    result = np.tile(np.eye(4, dtype=np.float32), (len(path), 1, 1))
+    result[:, :3, :3] = Slerp(ids, Rotation.from_matrix(views[:, :3, :3]))(path).as_matrix()
+    result[:, :3, 3] = between(ids, views[:, :3, 3], path)
+    return result
 
 
 # -- silence -----------------------------------------------------------------------------------------------------
@@ -89,12 +119,15 @@ def frame_levels(blocks: Iterable[np.ndarray], frames: int) -> np.ndarray:
 def silence(levels: np.ndarray) -> np.ndarray:
     """(F,) float32 from 0 (speech) to 1 (silence) of the frames whose `levels` (F,) are given, with soft flanks.
 
-    Silent is what lies SILENT_DB below loud speech for at least SHORTEST_SILENCE frames; its ends belong to the words.
+    Silent is what lies SILENT_DB below loud speech for at least SHORTEST_SILENCE frames; its ends belong to the words. Loud speech
+    is the 95th percentile of the frames within SILENT_DB of the loudest, so that it is the same however little of the recording
+    is speech. Silent throughout is only what never reaches QUIETEST_DB.
     """
     if len(levels) == 0:
         return np.zeros(0, np.float32)
-    loud = np.percentile(levels, 95)
-    quiet = levels < (loud - SILENT_DB if loud > QUIETEST_DB else np.inf)
+    loudest = np.sort(levels)[-min(BUMP, len(levels))]
+    speech = levels[levels > max(loudest - SILENT_DB, QUIETEST_DB)]
+    quiet = levels < (np.percentile(speech, 95) - SILENT_DB if len(speech) else np.inf)
     edges = np.flatnonzero(np.diff(np.concatenate([[False], quiet, [False]]).astype(int)))
     gate = np.zeros(len(levels), np.float32)
     for begin, end in zip(edges[::2], edges[1::2], strict=True):

@@ -59,7 +59,8 @@ def check(chosen: Codec, width: int, height: int, remedy: str = "choose another 
     except av.codec.codec.UnknownCodecError:
         raise UserError(f"video encoder {chosen.name} is not part of this FFmpeg (PyAV {av.__version__}); {remedy}") from None
     except av.FFmpegError as error:
-        reason = error.log[2] if error.log else error.strerror
-        raise UserError(f"video encoder {chosen.name} does not work on this machine ({reason}); {remedy}") from None
+        reason = (error.log[2] if error.log else error.strerror).strip()
+        raise UserError(f"video encoder {chosen.name} does not work on this machine for pictures of {width}x{height} ({reason}); "
+                        f"{remedy}") from None  # fmt: skip
     finally:
         av.logging.set_level(level)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 from collections.abc import Callable
@@ -11,8 +12,14 @@ class UserError(Exception):
     """Bad input. The message is one clear sentence: which file or frame, what is wrong, what to do."""
 
 
-def command_line(main: Callable[..., None]) -> Callable[..., None]:
-    """Wrap an entry point: UserError and Ctrl-C end with one line on stderr and a non-zero exit, no traceback."""
+def command_line(main: Callable[..., None] | None = None, *, resumes: bool = False) -> Callable[..., None]:
+    """Wrap an entry point: UserError, Ctrl-C and files that do not open end with one line on stderr, no traceback, and status 2
+    (Ctrl-C 130).
+
+    `resumes`: the same command given again goes on where it stopped, which is then said.
+    """
+    if main is None:
+        return functools.partial(command_line, resumes=resumes)
 
     @functools.wraps(main)
     def run(*args, **kwargs):
@@ -22,13 +29,17 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
-            print("stopped; the same command continues from here", file=sys.stderr)
+            print("stopped" + "; the same command continues from here" * resumes, file=sys.stderr)
             raise SystemExit(130) from None
         except OSError as error:
-            if error.errno != 28:  # ENOSPC: nothing but free space helps, and a traceback hides that
+            if error.errno == errno.ENOSPC:
+                said = f"the disk is full while writing {error.filename or 'a file'}; free space and run the same command again"
+                said += ", it continues from the last finished step" * resumes
+            elif error.filename and error.strerror:  # the user's file, not our mistake
+                said = f"{error.filename} cannot be read or written ({error.strerror}); put that right and run it again"
+            else:
                 raise
-            print(f"error: the disk is full while writing {error.filename or 'a file'}; free some space and run the "
-                  "same command again, it continues from the last finished step", file=sys.stderr)  # fmt: skip
+            print(f"error: {said}", file=sys.stderr)
             raise SystemExit(2) from None
 
     return run

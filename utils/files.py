@@ -19,8 +19,13 @@ from utils.errors import UserError
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` (same suffix); it is renamed to `path` on success and removed on failure."""
+    """Yield a temporary path beside `path` (same suffix); it is renamed to `path` on success and removed on failure.
+
+    Raises UserError if a folder has that name.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is to be written, but a folder of that name is there; move it away")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
     try:
@@ -28,6 +33,18 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def writable(folder: Path) -> Path:
+    """`folder`, made if need be. Raises UserError if nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = None if os.access(folder, os.W_OK) else "no permission"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise UserError(f"nothing can be written into {folder} ({reason}); free that name, or copy the model to a folder of yours")
+    return folder
 
 
 def write_bytes(path: Path, data: bytes) -> None:

