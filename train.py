@@ -76,20 +76,24 @@ class Trainer:
             self.resume(checkpoint)
 
     def resume(self, path: Path) -> None:
-        """Continue exactly where the checkpoint was written; settings that shape the model must be the same."""
+        """Continue exactly where the checkpoint was written; what shapes the model or its data must be the same. Other settings
+        may change, and count from here on: batches are then those of a run that had them from the start."""
         state = load_checkpoint(path)
-        saved = arguments.read_cfg_args(self.scene.model_path)
-        free = {"device", "checkpoint_interval", "log_interval", "model_path", "source_path", "iterations"}
-        changed = [k for k, v in vars(self.config).items() if k not in free and getattr(saved, k, v) != v]
-        if changed:
-            raise UserError(f"{self.scene.model_path} was trained with another {', '.join(changed)}; "
+        refused, allowed = arguments.changes(arguments.read_cfg_args(self.scene.model_path), self.config)
+        if refused:
+            raise UserError(f"{self.scene.model_path} was trained with other settings ({', '.join(refused)}); "
                             "choose a new --model_path, or delete that folder to start again")  # fmt: skip
+        if allowed and self.team.leader:
+            print(f"going on from iteration {state['iteration']} with other settings: {', '.join(allowed)}", flush=True)
         count = len(state["head"]["gaussians.gradient"])
         self.head = TalkingHead(self.config, GaussianModel(self.config.sh_degree, count, embedding_width(self.config)))
         self.head.load_state_dict(state["head"])
         self.head.to(self.device)
         self.optimizer = create_optimizer(self.head, self.config)
+        for saved, now in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            saved["initial"] = now["initial"]  # moments are the checkpoint's, learning rates those of the settings
         self.optimizer.load_state_dict(state["optimizer"])
+        self.head.gaussians.keep_most_opaque(self.optimizer, self.config.max_points)
         self.iteration = self.head.iteration = state["iteration"]
         self.team.wait()
         if self.team.leader:

@@ -116,6 +116,11 @@ class ModelHiddenParams:
 
 
 GROUPS = (ModelParams, PipelineParams, OptimizationParams, ModelHiddenParams)
+# a checkpoint continues with these alone: they are the shape of the model, its data, or what the stages made of it
+FIXED = {f.name for f in dataclasses.fields(ModelHiddenParams)} | {
+    "part", "audio_encoder", "audio_features", "frames", "sh_degree", "seed_points", "coarse_iterations",
+}  # fmt: skip
+SWITCHES = ("pose_lr", "exposure_lr")  # whether they are 0 decides what there is to learn; how large they are may change
 
 
 def _literal(text: str):
@@ -178,6 +183,20 @@ def merge(command_line: argparse.Namespace) -> argparse.Namespace:
         if not chosen or not set(chosen) <= set(f.metadata["choices"]):
             raise UserError(f"{f.name} = {values[f.name]!r} is not understood; choose from {', '.join(f.metadata['choices'])}")
     return argparse.Namespace(**values)
+
+
+def changes(saved: argparse.Namespace, config: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """Where `config` differs from the settings `saved` with a checkpoint, as "batch_size 16 -> 8": what cannot be resumed, and
+    what can. Paths, device and intervals are not named: no step depends on them."""
+    refused, allowed = [], []
+    for name, new in vars(config).items():
+        old = getattr(saved, name, new)
+        same = list(old) == list(new) if isinstance(new, (tuple, list)) else old == new  # argparse makes lists of our tuples
+        if same or name in ("source_path", "model_path", "device", "checkpoint_interval", "log_interval"):
+            continue
+        fixed = name in FIXED or (name in SWITCHES and bool(old) != bool(new))
+        (refused if fixed else allowed).append(f"{name} {old} -> {new}")
+    return refused, allowed
 
 
 def write_cfg_args(model_path: str | Path, config: argparse.Namespace) -> None:

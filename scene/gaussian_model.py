@@ -114,6 +114,14 @@ class GaussianModel(nn.Module):
         keep[split] = False
         self._replace(optimizer, keep, extra)
 
+    @torch.no_grad()
+    def keep_most_opaque(self, optimizer: torch.optim.Optimizer, count: int) -> None:
+        """Leave no more than `count` surfels: for a budget that was lowered after they had grown."""
+        if len(self) > count:
+            keep = torch.zeros(len(self), dtype=torch.bool, device=self.gradient.device)
+            keep[self.values["opacity"][:, 0].topk(count).indices] = True
+            self._replace(optimizer, keep, {name: value[:0] for name, value in self.values.items()})
+
     def _replace(self, optimizer: torch.optim.Optimizer, keep: Tensor, extra: dict[str, Tensor]) -> None:
         """Keep the surfels of the mask and append `extra`, in the parameters and in the optimizer's moments alike."""
         for name, old in list(self.values.items()):

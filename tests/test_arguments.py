@@ -55,6 +55,16 @@ def test_a_value_that_is_no_choice_is_refused_from_a_config_file_too(tmp_path):
     assert parse("--deform", "xyz", "opacity").deform in (("xyz", "opacity"), ["xyz", "opacity"])
 
 
+def test_the_same_values_are_no_change_whether_argparse_a_file_or_cfg_args_wrote_them(tmp_path):
+    (tmp_path / "c.py").write_text('perceptual_on = ("window",)\n')
+    arguments.write_cfg_args(tmp_path, parse("--configs", str(tmp_path / "c.py"), "--plane_multires", "1", "2"))
+    saved = arguments.read_cfg_args(tmp_path)
+    same = ["--configs", str(tmp_path / "c.py"), "--perceptual_on", "window"]
+    assert arguments.changes(saved, parse(*same)) == ([], [])
+    refused, allowed = arguments.changes(saved, parse(*same, "--plane_multires", "1", "--network_lr", "1e-5", "--pose_lr", "1e-4"))
+    assert refused == ["pose_lr 0.0 -> 0.0001", "plane_multires [1, 2] -> [1]"] and allowed == ["network_lr 0.0005 -> 1e-05"]
+
+
 def test_every_setting_has_its_line_of_help():
     parser = argparse.ArgumentParser()
     arguments.add_arguments(parser)

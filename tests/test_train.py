@@ -267,9 +267,39 @@ def test_a_model_with_truncated_weights_is_refused_by_name(dataset, tmp_path):
 
 def test_resuming_with_other_settings_is_refused_and_names_them(dataset, tmp_path, capsys):
     run(dataset, tmp_path / "m", "--iterations", "10")
-    with pytest.raises(SystemExit):
-        run(dataset, tmp_path / "m", "--net_width", "24")
-    assert "net_width" in capsys.readouterr().err
+    for name, value in (("net_width", "24"), ("part", "all"), ("pose_lr", "1e-4"), ("coarse_iterations", "5")):
+        with pytest.raises(SystemExit):
+            run(dataset, tmp_path / "m", f"--{name}", value)
+        assert f"{name} " in capsys.readouterr().err
+
+
+def test_the_remedies_our_messages_name_can_be_resumed_with_and_are_said_in_one_line(dataset, tmp_path, capsys):
+    run(dataset, tmp_path / "m", "--iterations", "30")
+    grown = len(load_checkpoint(latest_checkpoint(tmp_path / "m"))["head"]["gaussians.gradient"])
+    fewer = str(grown - 50)
+    capsys.readouterr()
+    run(dataset, tmp_path / "m", "--batch_size", "1", "--max_points", fewer, "--xyz_lr", "1e-6", "--log_interval", "1")
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if "other settings" in line]
+    wanted = {"iterations 30 -> 40", "batch_size 2 -> 1", f"max_points 600 -> {fewer}", "xyz_lr 0.0004 -> 1e-06"}
+    assert said.startswith("going on from iteration 30") and set(said.split(": ")[1].split(", ")) == wanted
+    assert len(load_avatar(tmp_path / "m").gaussians) == grown - 50
+    rates = {e.step: e.value for e in EventAccumulator(str(tmp_path / "m")).Reload().Scalars("fine/learning_rate/xyz")}
+    assert rates[31] == pytest.approx(1e-6 * 0.01 ** (10 / 20))
+
+
+def test_a_run_resumed_with_other_batches_draws_what_a_run_with_those_from_the_start_would(dataset, tmp_path, monkeypatch):
+    drawn = {}
+
+    def remember(self):
+        drawn[name, self.iteration] = self.schedule.rows.tolist()
+        step(self)
+
+    step = train.Trainer.step
+    monkeypatch.setattr(train.Trainer, "step", remember)
+    for name, batch in (("start", "3"), ("m", "2"), ("m", "3")):
+        more = ["--iterations", "30"] if batch == "2" else []
+        run(dataset, tmp_path / name, "--batch_size", batch, *more)
+    assert all(drawn["m", k] == drawn["start", k] for k in range(30, 40)) and drawn["m", 25] != drawn["start", 25]
 
 
 def test_batches_depend_on_seed_and_iteration_alone_and_visit_every_frame():
