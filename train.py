@@ -214,6 +214,8 @@ class Trainer:
                         log.step()
         if log:
             log.close()
+            if self.iteration <= c.coarse_iterations:
+                self.head.bake()  # the fine stage has not: without its decoder the saved head would be another one
             self.head.save(path)
             print(f"saved {path} at iteration {self.iteration}; next: "
                   f"python render.py --model_path {path} --custom_aud speech.wav")  # fmt: skip
@@ -240,6 +242,7 @@ class Trainer:
         self.team.gather((self.head.gaussians.gradient, self.head.gaussians.seen))
         if not log:
             return
+        log.flush()
         save_checkpoint(self.scene.model_path, self.head, self.optimizer)
         if self.held_out is None:
             return

@@ -15,8 +15,9 @@ from tiny_dataset import write_tiny_dataset
 
 import train
 from gaussian_renderer import render_batch
-from scene import load_avatar
+from scene import TalkingHead, load_avatar
 from scene.dataset import TrainingSet, frame_order, mouth_activity
+from scene.gaussian_model import GaussianModel
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils import memory
 from utils.checkpoint import latest_checkpoint, load_checkpoint
@@ -123,6 +124,41 @@ def test_the_perceptual_distance_comes_in_where_it_is_told_to_and_on_the_squares
     off = load_avatar(tmp_path / "off").state_dict()
     assert all(torch.equal(value, off[name]) for name, value in made["40"].items())
     assert not torch.equal(made["26"]["gaussians.values.features_dc"], off["gaussians.values.features_dc"])
+
+
+def test_a_run_that_ends_in_the_coarse_stage_saves_the_head_it_trained_and_can_still_go_on(dataset, tmp_path):
+    rates = ["--plane_lr", "0.05", "--network_lr", "0.01"]
+    run(dataset, tmp_path / "m", "--iterations", "15", *rates)
+    state = load_checkpoint(latest_checkpoint(tmp_path / "m"))["head"]
+    for again in (False, True):  # the same command once more finds nothing left to do
+        if again:
+            run(dataset, tmp_path / "m", "--iterations", "15", *rates)
+        saved = load_avatar(tmp_path / "m")
+        trained = TalkingHead(saved.config, GaussianModel(0, len(saved.gaussians)))
+        trained.load_state_dict(state)
+        with torch.no_grad():
+            seen, drawn = trained.canonical(), saved(TalkingDatasetReader(dataset).conditions([5]))
+        assert (seen.opacity - trained.gaussians.values["opacity"]).abs().max() > 0.02
+        for name in ("xyz", "opacity", "sh"):
+            torch.testing.assert_close(getattr(drawn, name)[0], getattr(seen, name), msg=name)
+    run(dataset, tmp_path / "m", *rates)
+    run(dataset, tmp_path / "whole", *rates)
+    same_weights(tmp_path / "m", tmp_path / "whole")
+
+
+def test_the_loss_curve_of_a_killed_and_resumed_run_has_every_step(dataset, tmp_path):
+    killed = """
+import os, sys, train
+step = train.Trainer.step
+train.Trainer.step = lambda self: os._exit(9) if self.iteration == 14 else step(self)
+train.main(sys.argv[1:])"""
+    options = ["--log_interval", "1", "--iterations", "20"]
+    command = [sys.executable, "-c", killed, "-s", dataset, "--model_path", tmp_path / "m", *SMALL, *options]
+    assert subprocess.run([str(x) for x in command], cwd=ROOT, capture_output=True).returncode == 9
+    run(dataset, tmp_path / "m", *options)
+    log = EventAccumulator(str(tmp_path / "m")).Reload()
+    assert [e.step for e in log.Scalars("coarse/train_loss_patches/total_loss")] == list(range(1, 21))
+    assert {10, 20} == {e.step for e in log.Scalars("coarse/held_out_psnr")}
 
 
 def test_killing_training_at_any_moment_loses_nothing_but_time(dataset, tmp_path):
