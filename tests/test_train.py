@@ -1,5 +1,6 @@
 """train.py on a small data set: it learns, it can be killed, it says what is missing."""
 
+import argparse
 import re
 import signal
 import subprocess
@@ -13,11 +14,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_dataset import write_tiny_dataset
 
+import arguments
 import train
 from gaussian_renderer import render_batch
-from scene import TalkingHead, load_avatar
+from scene import Scene, TalkingHead, load_avatar
 from scene.dataset import TrainingSet, frame_order, mouth_activity
 from scene.gaussian_model import GaussianModel
+from scene.initial_points import initial_points
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils import memory
 from utils.checkpoint import latest_checkpoint, load_checkpoint
@@ -398,6 +401,16 @@ def test_every_part_trains_on_its_own_classes_and_is_drawn(dataset, tmp_path, pa
     drawn = render_batch(head, batch.conditions, data.window.width, data.window.height)
     assert drawn.alpha[batch.mask].mean() > drawn.alpha[~batch.mask].mean() + 0.4
     assert (drawn.surfels.xyz[0].amin(0) >= head.deformation.tri_plane.box[0] - 0.2).all()  # the box holds what is modelled
+
+
+@pytest.mark.parametrize("part", ["head", "all"])
+def test_the_tri_plane_holds_all_that_is_modelled_without_any_seed_there(dataset, part):
+    config = argparse.Namespace(source_path=str(dataset), part=part, seed_points=0, configs="arguments/faithful.py")
+    scene = Scene(arguments.merge(config))
+    head, wanted = scene.create_head(write=False), initial_points(scene.reader, part, 4000).points
+    low, high = head.deformation.tri_plane.box
+    assert len(head.gaussians) == 400 and (wanted > low).all() and (wanted < high).all()
+    assert ((high - low) < 1.5 * (wanted.amax(0) - wanted.amin(0))).all()
 
 
 def test_training_and_its_benchmarks_need_neither_pyav_nor_mediapipe():
