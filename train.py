@@ -186,7 +186,7 @@ class Trainer:
             self.team.share_out(statistics)
             self.optimizer.zero_grad(set_to_none=True)
             generator = torch.Generator().manual_seed(c.seed + k)
-            gaussians.densify_and_prune(self.optimizer, c.densify_fraction, c.min_opacity, c.max_points, generator)
+            gaussians.densify_and_prune(self.optimizer, c.densify_fraction, c.min_opacity, c.max_points, generator, k + 1)
             self.captured.forget()
         elif k + 1 == c.densify_until:
             self.captured.forget()

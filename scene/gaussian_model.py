@@ -84,18 +84,20 @@ class GaussianModel(nn.Module):
 
     @torch.no_grad()
     def densify_and_prune(self, optimizer: torch.optim.Optimizer, fraction: float, min_opacity: float, max_points: int,
-                          generator: torch.Generator) -> None:  # fmt: skip
+                          generator: torch.Generator, iteration: int) -> None:  # fmt: skip
         """Prune faint and oversized surfels, then grow the `fraction` that pulls hardest at the picture.
 
         The published rule compares the mean screen gradient with a threshold, whose right value changes with resolution,
         loss weights and batch; ranking needs none, and the number of surfels grows on schedule up to `max_points`.
-        Small surfels are cloned, large ones split in two along their tangent plane (scale / 1.6).
+        Small surfels are cloned, large ones split in two along their tangent plane (scale / 1.6). Raises UserError with the
+        `iteration` if hardly a surfel is left.
         """
         v = self.values
         scale = v["scaling"].exp().amax(1)
         keep = (v["opacity"].sigmoid()[:, 0] > min_opacity) & (scale < LARGEST_SCALE)
         if keep.sum() < 4:
-            raise RuntimeError("training has diverged: almost every surfel became transparent or huge")
+            raise UserError(f"at iteration {iteration} almost every surfel had become transparent or huge; lower --opacity_lr, "
+                            "--scaling_lr or --min_opacity and resume from the last checkpoint, or train anew")  # fmt: skip
         score = torch.where(keep, self.gradient / self.seen.clamp_min(1.0), -1.0)
         room = max(max_points - int(keep.sum()), 0)
         count = min(int(fraction * len(self)), room, int((score > 0).sum()))
@@ -174,4 +176,3 @@ class GaussianModel(nn.Module):
         except (ValueError, KeyError, RuntimeError, OSError, EOFError, PlyParseError) as error:
             raise UserError(f"{path} is damaged or no surfel cloud ({error}); train again or choose another --iteration") from None
         return model
-

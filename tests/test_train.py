@@ -287,6 +287,35 @@ def test_a_missing_file_is_named_with_the_stage_that_makes_it(tmp_path, capsys, 
     assert missing in said and f"--task {stage}" in said and said.count("\n") == 1
 
 
+@pytest.mark.parametrize("text", ["nan nan\n" * 68, "1.5 2.5\n" * 60, "x y\n" * 68, ""])
+def test_landmarks_that_are_not_68_points_are_refused_by_name(tmp_path, capsys, text):
+    folder = write_tiny_dataset(tmp_path / "tiny")
+    folder.landmarks(7).write_text(text)
+    with pytest.raises(SystemExit):
+        run(folder.root, tmp_path / "m")
+    said = capsys.readouterr().err
+    assert "7.lms does not hold 68 points" in said and said.count("\n") == 1
+
+
+def test_speech_features_that_end_before_the_frames_are_refused_but_for_two_rows(tmp_path, capsys):
+    folder = write_tiny_dataset(tmp_path / "tiny")
+    features = np.load(folder.audio_features("mel"))
+    np.save(folder.audio_features("mel"), features[:20])
+    assert TalkingDatasetReader(folder.root).conditions([21]).audio.shape == (1, 16, 12)
+    np.save(folder.audio_features("mel"), features[:19])
+    with pytest.raises(SystemExit):
+        run(folder.root, tmp_path / "m")
+    said = capsys.readouterr().err
+    assert "aud_mel.npy has 19 rows, but row 21 is wanted" in said and said.count("\n") == 1
+
+
+def test_a_head_whose_surfels_vanish_is_one_sentence_with_the_iteration(dataset, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(dataset, tmp_path / "m", "--min_opacity", "0.9")
+    said = capsys.readouterr().err
+    assert "error: at iteration 10 almost every surfel" in said and "--opacity_lr" in said and "Traceback" not in said
+
+
 def test_a_truncated_checkpoint_is_refused_by_name(dataset, tmp_path):
     run(dataset, tmp_path / "m", "--iterations", "10")
     path = latest_checkpoint(tmp_path / "m")
