@@ -46,7 +46,8 @@ class PipelineParams:
     """How it runs."""
 
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    seed: int = option(6666, "two runs with one seed on one machine are the same", maximum=2**32 - 1)
+    seed: int = option(6666, "two runs with one seed on one CPU are the same; on a GPU sums come in order of arrival, and they "
+                       "part slowly", maximum=2**32 - 1)  # fmt: skip
     checkpoint_interval: int = option(500, "iterations between checkpoints that a killed run continues from", minimum=1)
     log_interval: int = option(10, "iterations between TensorBoard scalars", minimum=1)
 

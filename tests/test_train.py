@@ -192,7 +192,8 @@ TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 
 @pytest.mark.parametrize(("device", "tolerance"), [("cpu", 1e-4), pytest.param("cuda", 1e-3, marks=TWO_GPUS)])
 def test_two_processes_learn_what_one_learns_from_the_same_batch_and_one_of_them_writes(dataset, tmp_path, device, tolerance):
-    options = ["--batch_size", "8", "--iterations", "20", "--coarse_iterations", "12", "--log_interval", "1", "--device", device]
+    options = ["--batch_size", "8", "--iterations", "20", "--coarse_iterations", "12", "--log_interval", "1", "--device", device,
+               "--dropout", "0.2"]  # fmt: skip
     run(dataset, tmp_path / "one", *options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", "-s", dataset,
                "--model_path", tmp_path / "two", *SMALL, *options]  # fmt: skip
@@ -440,6 +441,28 @@ def test_the_tri_plane_holds_all_that_is_modelled_without_any_seed_there(dataset
     low, high = head.deformation.tri_plane.box
     assert len(head.gaussians) == 400 and (wanted > low).all() and (wanted < high).all()
     assert ((high - low) < 1.5 * (wanted.amax(0) - wanted.amin(0))).all()
+
+
+def test_the_published_recipe_trains_both_stages(dataset, tmp_path):
+    train.main(["-s", str(dataset), "--model_path", str(tmp_path / "m"), "--configs", str(ROOT / "arguments" / "faithful.py"),
+                "--iterations", "5", "--coarse_iterations", "3", "--batch_size", "4", "--lambda_perceptual", "0", "--device", "cpu",
+                "--log_interval", "1"])  # fmt: skip
+    head, curve = load_avatar(tmp_path / "m"), losses_of(tmp_path / "m")
+    assert list(curve) == [1, 2, 3, 4, 5] and np.isfinite(list(curve.values())).all() and curve[5] < curve[1]
+    assert (len(head.gaussians), head.gaussians.sh_degree, head.deformation.attention[0].dropout.p) == (400, 3, 0.2)
+
+
+@pytest.mark.parametrize(("name", "heavy"), [("normal", 5.0), ("distortion", 100.0)])
+def test_the_priors_of_2dgs_are_logged_and_lower_what_they_measure_when_they_weigh_much(dataset, tmp_path, name, heavy):
+    measured = {}
+    for weight in (1e-6 * heavy, heavy):
+        model = tmp_path / f"{weight}"
+        run(dataset, model, f"--lambda_{name}", f"{weight}", "--log_interval", "1", "--scaling_lr", "0.02", "--rotation_lr", "0.02")
+        log = EventAccumulator(str(model)).Reload()
+        curves = [[e.value for e in log.Scalars(f"{stage}/train_loss_patches/{name}")] for stage in ("coarse", "fine")]
+        assert [len(curve) for curve in curves] == [20, 20] and np.isfinite(curves).all() and np.all(curves)
+        measured[weight] = np.mean(curves[1]) / weight
+    assert measured[heavy] < 0.7 * measured[1e-6 * heavy]
 
 
 def test_training_and_its_benchmarks_need_neither_pyav_nor_mediapipe():

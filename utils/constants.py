@@ -21,7 +21,7 @@ FACE_CLASSES = tuple(range(1, 14))
 HEAD_CLASSES = FACE_CLASSES + (HAIR, HAT)
 NECK_CLASSES = (NECK, NECKLACE)
 TORSO_CLASSES = (CLOTH,)
-# what --part selects (lineage: face and neck; + hair; + torso)
+# what --part selects: face with ears; with hair and hat; with neck and clothes
 PART_CLASSES = {
     "face": FACE_CLASSES,
     "head": HEAD_CLASSES,
