@@ -32,7 +32,7 @@ from utils.distributed import Team
 from utils.errors import UserError, command_line
 from utils.losses import image_losses
 from utils.optimizer import create_optimizer
-from utils.perceptual import PerceptualLoss
+from utils.perceptual import perceptual_loss
 from utils.priors import AttentionRegions, Neighbours, surfel_losses
 from utils.training_log import TrainingLog
 from utils.watch import Watch
@@ -58,7 +58,7 @@ class Trainer:
             self.data.hold()
         self.held_out = TrainingSet(reader, few, config.part, self.device, w).hold() if few else None
         precision = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        perceptual = PerceptualLoss(config.perceptual_net, precision=precision) if config.lambda_perceptual else None
+        perceptual = perceptual_loss(config.perceptual_net, precision) if config.lambda_perceptual else None
         self.perceptual = perceptual and perceptual.to(self.device)
         self.regions, self.neighbours = AttentionRegions(read_face(reader).points.numpy()), Neighbours()
         self.aux = ("depth", "normal") * bool(config.lambda_normal) + ("distortion",) * bool(config.lambda_distortion)

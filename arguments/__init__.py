@@ -72,7 +72,8 @@ class OptimizationParams:
     lambda_eyes: float = option(0.2, "weight of the L1 inside the eye squares: blinks are short and small")
     lambda_mask: float = option(0.4, "weight of |alpha - mask|")
     lambda_perceptual: float = option(0.01, "weight of the ST-LPIPS distance (0 saves its network)")
-    perceptual_net: str = option("alex", "features of the perceptual distance", choices=("alex", "vgg"))
+    perceptual_net: str = option("alex", "perceptual distance: ST-LPIPS on AlexNet or VGG-16, or LPIPS itself, where the packages "
+                                "lpips and torchvision are", choices=("alex", "vgg", "lpips_alex", "lpips_vgg"))  # fmt: skip
     perceptual_on: tuple[str, ...] = option(("window",), "what it compares: all that is trained, the lip square, a random square",
                                             choices=("window", "lips", "square"))  # fmt: skip
     perceptual_side: int = option(64, "pixels a side of those squares, at least 48; the lips are resampled to it", minimum=48)

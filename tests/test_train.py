@@ -1,6 +1,5 @@
 """train.py on a small data set: it learns, it can be killed, it says what is missing."""
 
-import argparse
 import re
 import signal
 import subprocess
@@ -14,13 +13,10 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_dataset import write_tiny_dataset
 
-import arguments
 import train
 from gaussian_renderer import render_batch
-from scene import Scene, TalkingHead, load_avatar
+from scene import load_avatar
 from scene.dataset import TrainingSet, frame_order, mouth_activity
-from scene.gaussian_model import GaussianModel
-from scene.initial_points import initial_points
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils import memory
 from utils.checkpoint import latest_checkpoint, load_checkpoint
@@ -127,41 +123,6 @@ def test_the_perceptual_distance_comes_in_where_it_is_told_to_and_on_the_squares
     off = load_avatar(tmp_path / "off").state_dict()
     assert all(torch.equal(value, off[name]) for name, value in made["40"].items())
     assert not torch.equal(made["26"]["gaussians.values.features_dc"], off["gaussians.values.features_dc"])
-
-
-def test_a_run_that_ends_in_the_coarse_stage_saves_the_head_it_trained_and_can_still_go_on(dataset, tmp_path):
-    rates = ["--plane_lr", "0.05", "--network_lr", "0.01"]
-    run(dataset, tmp_path / "m", "--iterations", "15", *rates)
-    state = load_checkpoint(latest_checkpoint(tmp_path / "m"))["head"]
-    for again in (False, True):  # the same command once more finds nothing left to do
-        if again:
-            run(dataset, tmp_path / "m", "--iterations", "15", *rates)
-        saved = load_avatar(tmp_path / "m")
-        trained = TalkingHead(saved.config, GaussianModel(0, len(saved.gaussians)))
-        trained.load_state_dict(state)
-        with torch.no_grad():
-            seen, drawn = trained.canonical(), saved(TalkingDatasetReader(dataset).conditions([5]))
-        assert (seen.opacity - trained.gaussians.values["opacity"]).abs().max() > 0.02
-        for name in ("xyz", "opacity", "sh"):
-            torch.testing.assert_close(getattr(drawn, name)[0], getattr(seen, name), msg=name)
-    run(dataset, tmp_path / "m", *rates)
-    run(dataset, tmp_path / "whole", *rates)
-    same_weights(tmp_path / "m", tmp_path / "whole")
-
-
-def test_the_loss_curve_of_a_killed_and_resumed_run_has_every_step(dataset, tmp_path):
-    killed = """
-import os, sys, train
-step = train.Trainer.step
-train.Trainer.step = lambda self: os._exit(9) if self.iteration == 14 else step(self)
-train.main(sys.argv[1:])"""
-    options = ["--log_interval", "1", "--iterations", "20"]
-    command = [sys.executable, "-c", killed, "-s", dataset, "--model_path", tmp_path / "m", *SMALL, *options]
-    assert subprocess.run([str(x) for x in command], cwd=ROOT, capture_output=True).returncode == 9
-    run(dataset, tmp_path / "m", *options)
-    log = EventAccumulator(str(tmp_path / "m")).Reload()
-    assert [e.step for e in log.Scalars("coarse/train_loss_patches/total_loss")] == list(range(1, 21))
-    assert {10, 20} == {e.step for e in log.Scalars("coarse/held_out_psnr")}
 
 
 def test_killing_training_at_any_moment_loses_nothing_but_time(dataset, tmp_path):
@@ -288,35 +249,6 @@ def test_a_missing_file_is_named_with_the_stage_that_makes_it(tmp_path, capsys, 
     assert missing in said and f"--task {stage}" in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("text", ["nan nan\n" * 68, "1.5 2.5\n" * 60, "x y\n" * 68, ""])
-def test_landmarks_that_are_not_68_points_are_refused_by_name(tmp_path, capsys, text):
-    folder = write_tiny_dataset(tmp_path / "tiny")
-    folder.landmarks(7).write_text(text)
-    with pytest.raises(SystemExit):
-        run(folder.root, tmp_path / "m")
-    said = capsys.readouterr().err
-    assert "7.lms does not hold 68 points" in said and said.count("\n") == 1
-
-
-def test_speech_features_that_end_before_the_frames_are_refused_but_for_two_rows(tmp_path, capsys):
-    folder = write_tiny_dataset(tmp_path / "tiny")
-    features = np.load(folder.audio_features("mel"))
-    np.save(folder.audio_features("mel"), features[:20])
-    assert TalkingDatasetReader(folder.root).conditions([21]).audio.shape == (1, 16, 12)
-    np.save(folder.audio_features("mel"), features[:19])
-    with pytest.raises(SystemExit):
-        run(folder.root, tmp_path / "m")
-    said = capsys.readouterr().err
-    assert "aud_mel.npy has 19 rows, but row 21 is wanted" in said and said.count("\n") == 1
-
-
-def test_a_head_whose_surfels_vanish_is_one_sentence_with_the_iteration(dataset, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run(dataset, tmp_path / "m", "--min_opacity", "0.9")
-    said = capsys.readouterr().err
-    assert "error: at iteration 10 almost every surfel" in said and "--opacity_lr" in said and "Traceback" not in said
-
-
 def test_a_truncated_checkpoint_is_refused_by_name(dataset, tmp_path):
     run(dataset, tmp_path / "m", "--iterations", "10")
     path = latest_checkpoint(tmp_path / "m")
@@ -340,35 +272,6 @@ def test_resuming_with_other_settings_is_refused_and_names_them(dataset, tmp_pat
         with pytest.raises(SystemExit):
             run(dataset, tmp_path / "m", f"--{name}", value)
         assert f"{name} " in capsys.readouterr().err
-
-
-def test_the_remedies_our_messages_name_can_be_resumed_with_and_are_said_in_one_line(dataset, tmp_path, capsys):
-    run(dataset, tmp_path / "m", "--iterations", "30")
-    grown = len(load_checkpoint(latest_checkpoint(tmp_path / "m"))["head"]["gaussians.gradient"])
-    fewer = str(grown - 50)
-    capsys.readouterr()
-    run(dataset, tmp_path / "m", "--batch_size", "1", "--max_points", fewer, "--xyz_lr", "1e-6", "--log_interval", "1")
-    (said,) = [line for line in capsys.readouterr().out.splitlines() if "other settings" in line]
-    wanted = {"iterations 30 -> 40", "batch_size 2 -> 1", f"max_points 600 -> {fewer}", "xyz_lr 0.0004 -> 1e-06"}
-    assert said.startswith("going on from iteration 30") and set(said.split(": ")[1].split(", ")) == wanted
-    assert len(load_avatar(tmp_path / "m").gaussians) == grown - 50
-    rates = {e.step: e.value for e in EventAccumulator(str(tmp_path / "m")).Reload().Scalars("fine/learning_rate/xyz")}
-    assert rates[31] == pytest.approx(1e-6 * 0.01 ** (10 / 20))
-
-
-def test_a_run_resumed_with_other_batches_draws_what_a_run_with_those_from_the_start_would(dataset, tmp_path, monkeypatch):
-    drawn = {}
-
-    def remember(self):
-        drawn[name, self.iteration] = self.schedule.rows.tolist()
-        step(self)
-
-    step = train.Trainer.step
-    monkeypatch.setattr(train.Trainer, "step", remember)
-    for name, batch in (("start", "3"), ("m", "2"), ("m", "3")):
-        more = ["--iterations", "30"] if batch == "2" else []
-        run(dataset, tmp_path / name, "--batch_size", batch, *more)
-    assert all(drawn["m", k] == drawn["start", k] for k in range(30, 40)) and drawn["m", 25] != drawn["start", 25]
 
 
 def test_batches_depend_on_seed_and_iteration_alone_and_visit_every_frame():
@@ -431,38 +334,6 @@ def test_every_part_trains_on_its_own_classes_and_is_drawn(dataset, tmp_path, pa
     drawn = render_batch(head, batch.conditions, data.window.width, data.window.height)
     assert drawn.alpha[batch.mask].mean() > drawn.alpha[~batch.mask].mean() + 0.4
     assert (drawn.surfels.xyz[0].amin(0) >= head.deformation.tri_plane.box[0] - 0.2).all()  # the box holds what is modelled
-
-
-@pytest.mark.parametrize("part", ["head", "all"])
-def test_the_tri_plane_holds_all_that_is_modelled_without_any_seed_there(dataset, part):
-    config = argparse.Namespace(source_path=str(dataset), part=part, seed_points=0, configs="arguments/faithful.py")
-    scene = Scene(arguments.merge(config))
-    head, wanted = scene.create_head(write=False), initial_points(scene.reader, part, 4000).points
-    low, high = head.deformation.tri_plane.box
-    assert len(head.gaussians) == 400 and (wanted > low).all() and (wanted < high).all()
-    assert ((high - low) < 1.5 * (wanted.amax(0) - wanted.amin(0))).all()
-
-
-def test_the_published_recipe_trains_both_stages(dataset, tmp_path):
-    train.main(["-s", str(dataset), "--model_path", str(tmp_path / "m"), "--configs", str(ROOT / "arguments" / "faithful.py"),
-                "--iterations", "5", "--coarse_iterations", "3", "--batch_size", "4", "--lambda_perceptual", "0", "--device", "cpu",
-                "--log_interval", "1"])  # fmt: skip
-    head, curve = load_avatar(tmp_path / "m"), losses_of(tmp_path / "m")
-    assert list(curve) == [1, 2, 3, 4, 5] and np.isfinite(list(curve.values())).all() and curve[5] < curve[1]
-    assert (len(head.gaussians), head.gaussians.sh_degree, head.deformation.attention[0].dropout.p) == (400, 3, 0.2)
-
-
-@pytest.mark.parametrize(("name", "heavy"), [("normal", 5.0), ("distortion", 100.0)])
-def test_the_priors_of_2dgs_are_logged_and_lower_what_they_measure_when_they_weigh_much(dataset, tmp_path, name, heavy):
-    measured = {}
-    for weight in (1e-6 * heavy, heavy):
-        model = tmp_path / f"{weight}"
-        run(dataset, model, f"--lambda_{name}", f"{weight}", "--log_interval", "1", "--scaling_lr", "0.02", "--rotation_lr", "0.02")
-        log = EventAccumulator(str(model)).Reload()
-        curves = [[e.value for e in log.Scalars(f"{stage}/train_loss_patches/{name}")] for stage in ("coarse", "fine")]
-        assert [len(curve) for curve in curves] == [20, 20] and np.isfinite(curves).all() and np.all(curves)
-        measured[weight] = np.mean(curves[1]) / weight
-    assert measured[heavy] < 0.7 * measured[1e-6 * heavy]
 
 
 def test_training_and_its_benchmarks_need_neither_pyav_nor_mediapipe():

@@ -73,7 +73,8 @@ def step_bytes(config, batch_size: int, pixels: int, device: torch.device) -> in
     if runs_triton(device) and config.layers == 1 and config.dropout == 0:
         a_surfel = 1200
     compared = sum(pixels if name == "window" else config.perceptual_side**2 for name in config.perceptual_on)
-    perceptual = compared * PERCEPTUAL[config.perceptual_net][runs_triton(device)] if config.lambda_perceptual else 0
+    kind, _, net = config.perceptual_net.rpartition("_")  # LPIPS has the same layers and larger strides, and stays in plain torch
+    perceptual = compared * PERCEPTUAL[net][runs_triton(device) and not kind] if config.lambda_perceptual else 0
     return int(batch_size * (config.max_points * a_surfel + pixels * 250 + perceptual))
 
 
