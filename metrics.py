@@ -11,7 +11,6 @@ both sides with the same landmark detector, and the filmed frames' own jitter st
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 import re
@@ -33,7 +32,7 @@ from utils.device import choose_device
 from utils.errors import UserError, command_line
 from utils.files import read_json, writable, write_json
 from utils.image import read_rgb
-from utils.perceptual import PerceptualLoss
+from utils.perceptual import Lpips, PerceptualLoss
 from utils.pipeline import prefetch
 from utils.progress import progress
 from utils.syncnet import load_syncnet, scores
@@ -141,18 +140,15 @@ def windows(items: list, count: int) -> list[list]:
 def lpips_distances(device: torch.device) -> dict[str, Callable]:
     """LPIPS on AlexNet and VGG where the packages lpips and torchvision are, and their weights can be had; else nothing."""
     try:
-        import lpips
+        import lpips  # noqa: F401
     except (ImportError, RuntimeError):  # RuntimeError: a torchvision that does not fit this torch
         return {}
     networks = {}
     for net in ("alex", "vgg"):
         try:
-            with contextlib.redirect_stdout(None):
-                network = lpips.LPIPS(net=net, verbose=False).eval().to(device)
-        except OSError as error:  # no network, and not downloaded before
-            print(f"warning: LPIPS ({net}) is left out: its weights could not be downloaded ({error})", file=sys.stderr)
-            continue
-        networks[f"LPIPS_{net}"] = lambda x, y, network=network: network(x, y, normalize=True).flatten()
+            networks[f"LPIPS_{net}"] = Lpips(net).to(device)
+        except UserError as error:
+            print(f"warning: LPIPS ({net}) is left out: {error}", file=sys.stderr)
     return networks
 
 

@@ -32,7 +32,7 @@ from utils.distributed import Team
 from utils.errors import UserError, command_line
 from utils.losses import image_losses
 from utils.optimizer import create_optimizer
-from utils.perceptual import PerceptualLoss
+from utils.perceptual import perceptual_loss
 from utils.priors import AttentionRegions, Neighbours, surfel_losses
 from utils.training_log import TrainingLog
 from utils.watch import Watch
@@ -58,7 +58,7 @@ class Trainer:
             self.data.hold()
         self.held_out = TrainingSet(reader, few, config.part, self.device, w).hold() if few else None
         precision = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        perceptual = PerceptualLoss(config.perceptual_net, precision=precision) if config.lambda_perceptual else None
+        perceptual = perceptual_loss(config.perceptual_net, precision) if config.lambda_perceptual else None
         self.perceptual = perceptual and perceptual.to(self.device)
         self.regions, self.neighbours = AttentionRegions(read_face(reader).points.numpy()), Neighbours()
         self.aux = ("depth", "normal") * bool(config.lambda_normal) + ("distortion",) * bool(config.lambda_distortion)
@@ -76,20 +76,24 @@ class Trainer:
             self.resume(checkpoint)
 
     def resume(self, path: Path) -> None:
-        """Continue exactly where the checkpoint was written; settings that shape the model must be the same."""
+        """Continue exactly where the checkpoint was written; what shapes the model or its data must be the same. Other settings
+        may change, and count from here on: batches are then those of a run that had them from the start."""
         state = load_checkpoint(path)
-        saved = arguments.read_cfg_args(self.scene.model_path)
-        free = {"device", "checkpoint_interval", "log_interval", "model_path", "source_path", "iterations"}
-        changed = [k for k, v in vars(self.config).items() if k not in free and getattr(saved, k, v) != v]
-        if changed:
-            raise UserError(f"{self.scene.model_path} was trained with another {', '.join(changed)}; "
+        refused, allowed = arguments.changes(arguments.read_cfg_args(self.scene.model_path), self.config)
+        if refused:
+            raise UserError(f"{self.scene.model_path} was trained with other settings ({', '.join(refused)}); "
                             "choose a new --model_path, or delete that folder to start again")  # fmt: skip
+        if allowed and self.team.leader:
+            print(f"going on from iteration {state['iteration']} with other settings: {', '.join(allowed)}", flush=True)
         count = len(state["head"]["gaussians.gradient"])
         self.head = TalkingHead(self.config, GaussianModel(self.config.sh_degree, count, embedding_width(self.config)))
         self.head.load_state_dict(state["head"])
         self.head.to(self.device)
         self.optimizer = create_optimizer(self.head, self.config)
+        for saved, now in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=True):
+            saved["initial"] = now["initial"]  # moments are the checkpoint's, learning rates those of the settings
         self.optimizer.load_state_dict(state["optimizer"])
+        self.head.gaussians.keep_most_opaque(self.optimizer, self.config.max_points)
         self.iteration = self.head.iteration = state["iteration"]
         self.team.wait()
         if self.team.leader:
@@ -182,7 +186,7 @@ class Trainer:
             self.team.share_out(statistics)
             self.optimizer.zero_grad(set_to_none=True)
             generator = torch.Generator().manual_seed(c.seed + k)
-            gaussians.densify_and_prune(self.optimizer, c.densify_fraction, c.min_opacity, c.max_points, generator)
+            gaussians.densify_and_prune(self.optimizer, c.densify_fraction, c.min_opacity, c.max_points, generator, k + 1)
             self.captured.forget()
         elif k + 1 == c.densify_until:
             self.captured.forget()
@@ -210,6 +214,8 @@ class Trainer:
                         log.step()
         if log:
             log.close()
+            if self.iteration <= c.coarse_iterations:
+                self.head.bake()  # the fine stage has not: without its decoder the saved head would be another one
             self.head.save(path)
             print(f"saved {path} at iteration {self.iteration}; next: "
                   f"python render.py --model_path {path} --custom_aud speech.wav")  # fmt: skip
@@ -236,6 +242,7 @@ class Trainer:
         self.team.gather((self.head.gaussians.gradient, self.head.gaussians.seen))
         if not log:
             return
+        log.flush()
         save_checkpoint(self.scene.model_path, self.head, self.optimizer)
         if self.held_out is None:
             return

@@ -1,8 +1,13 @@
 """The published recipe (GaussianTalker and SyncTalk, read at lineage.md 3 and 4) as far as our settings express it.
 
-Where it departs: learning rates are not scaled by the camera's extent (lineage.md 2.6); the last layers of the heads start at
-zero; surfels grow by rank, not by a threshold of their gradient; the mask is compared with alpha, whose gradient exists; the
-perceptual distance is ST-LPIPS, not VGG-16 features; the frame code takes the place of the null token (lineage.md 6.1).
+Where it departs. Surfels: their opacity starts at 0.5, not 0.1, their colour at the face's own, not mid-grey, and they lie along
+its surface, not along an axis; all SH degrees learn from the first step, where the published one rises by one every 1000; they
+grow by rank, not by a threshold of their gradient. Network: in the coarse stage the decoder of the tri-plane is added to stored
+opacity and colour, where the published one overwrites them; the last layers of the heads start at zero; the planes span the
+silhouettes of the part, not the first points; the frame code takes the place of the null token (lineage.md 6.1). Rates are not
+scaled by the camera's extent (lineage.md 2.6), and fall over the length of a stage. Losses: what lies behind the head is a random
+colour a frame, not the torso; the mask is compared with alpha, whose gradient exists; the perceptual distance is ST-LPIPS, not
+VGG-16 features.
 """
 
 coarse_iterations = 8_000  # published: 7999 and batch 1; ours is a quarter of batch_size

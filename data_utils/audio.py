@@ -42,7 +42,7 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict[str, Any]:
         warnings.append(f"nothing is heard for {facts['longest_silence']:.1f} s; speech throughout teaches the mouth more")
     missing = info.duration - facts["seconds"]
     if missing > 0.2:
-        warnings.append(f"the sound is {missing:.1f} s shorter than the picture; the last frames have no sound of their own")
+        warnings.append(f"the sound is {missing:.1f} s shorter than the picture; the last frames have no sound and are left out")
     if name == "auto":
         name = speech.best_encoder()
         best = next(n for n, encoder in speech.ENCODERS.items() if n == name or not encoder.by_user)

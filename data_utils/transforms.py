@@ -10,7 +10,7 @@ import torch
 from data_utils import av_offset
 from data_utils.landmarks import read_dense, to_68
 from utils.audio import load_audio
-from utils.constants import DM_PER_M, TRAIN_SPLIT
+from utils.constants import DM_PER_M, MISSING_ROWS, SAMPLES_PER_FRAME, TRAIN_SPLIT
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.files import write_json
@@ -18,7 +18,7 @@ from utils.image import read_rgb
 from utils.image_metrics import lip_opening
 from utils.pose import camera_to_world, euler_to_matrix
 
-VERSION = 2
+VERSION = 3
 METRES_PER_UNIT = {"bundle_adjustment.pt": 1.0, "track_params.pt": 1 / DM_PER_M}
 
 
@@ -37,6 +37,8 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     matrices = camera_to_world(euler_to_matrix(params["euler"].double()), params["trans"].double() * METRES_PER_UNIT[source.name])
     offset, facts = sound_offset(folder, options.av_offset)
     last = max(ids)
+    if folder.audio.exists():
+        last = min(last, -(-len(load_audio(folder.audio)) // SAMPLES_PER_FRAME) - 1 + MISSING_ROWS)
     train, val = split([i for i in ids if 0 <= i - offset <= last])
     for name, part in (("train", train), ("val", val)):
         frames = [{"img_id": i, "aud_id": i - offset, "transform_matrix": matrices[i].tolist()} for i in part]

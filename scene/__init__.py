@@ -29,6 +29,8 @@ from utils.errors import UserError
 from utils.files import atomic_path, write_json
 from utils.ply import write_mesh
 
+SPAN_POINTS = 2_000  # points on the silhouettes that show how far the modelled part reaches
+
 
 def embedding_width(config: argparse.Namespace) -> int:
     """Width of the vector each surfel carries; 0 where the tri-plane alone describes it."""
@@ -105,15 +107,18 @@ class Scene:
 
         With `write` the model folder gets what viewers want to see: cfg_args, cameras.json, input.ply.
         """
-        cloud = initial_points(self.reader, self.config.part, self.config.seed_points, self.config.seed)
-        if len(cloud.points) > self.config.max_points:
-            keep = torch.randperm(len(cloud.points), generator=torch.Generator().manual_seed(self.config.seed))
+        c = self.config
+        cloud = initial_points(self.reader, c.part, c.seed_points, c.seed)
+        # the tri-plane spans what is modelled, hair and body too, however few of the surfels begin there
+        span = (cloud if c.seed_points >= SPAN_POINTS else initial_points(self.reader, c.part, SPAN_POINTS, c.seed)).points
+        if len(cloud.points) > c.max_points:
+            keep = torch.randperm(len(cloud.points), generator=torch.Generator().manual_seed(c.seed))
             for name in ("points", "normals", "colours"):
-                setattr(cloud, name, getattr(cloud, name)[keep[: self.config.max_points]])
-        surfels = GaussianModel.from_points(cloud, self.config.sh_degree, embedding_width(self.config))
-        head = TalkingHead(self.config, surfels)
+                setattr(cloud, name, getattr(cloud, name)[keep[: c.max_points]])
+        surfels = GaussianModel.from_points(cloud, c.sh_degree, embedding_width(c))
+        head = TalkingHead(c, surfels)
         if head.deformation.tri_plane is not None:
-            head.deformation.tri_plane.set_box(cloud.points)
+            head.deformation.tri_plane.set_box(span)
         head.deformation.conditions.fit(self.reader.conditions(self.reader.splits["train"]))
         if not write:
             return head
@@ -121,7 +126,7 @@ class Scene:
         write_mesh(self.model_path / "input.ply", cloud.points.numpy(), cloud.normals.numpy(), cloud.colours.numpy())
         cameras = [camera_json(k, f"{i}", r.views[i], r.focal, r.width, r.height) for k, i in enumerate(r.ids)]
         write_json(self.model_path / "cameras.json", cameras)
-        write_cfg_args(self.model_path, self.config)
+        write_cfg_args(self.model_path, c)
         return head
 
 

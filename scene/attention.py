@@ -7,6 +7,15 @@ import math
 import torch
 from torch import Tensor, nn
 
+from utils.distributed import batch_dropout
+
+
+class _Dropout(nn.Dropout):
+    """Drops of a batch shared by several processes what one of them would drop of the whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return batch_dropout(x, self.p) if self.training and self.p else x
+
 
 class TokenAttention(nn.Module):
     """One post-norm transformer layer whose queries are surfel features and whose keys and values are the tokens.
@@ -25,7 +34,7 @@ class TokenAttention(nn.Module):
         self.norm_attention = nn.LayerNorm(d_model)
         self.norm_hidden = nn.LayerNorm(d_model)
         self.hidden = nn.Sequential(nn.Linear(d_model, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, d_model))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = _Dropout(dropout)
 
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """tokens (B, T, d) -> keys (B, h, T, d) and biases (B, h, T) of the scores, values (B, h, T, d).

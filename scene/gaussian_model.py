@@ -84,18 +84,20 @@ class GaussianModel(nn.Module):
 
     @torch.no_grad()
     def densify_and_prune(self, optimizer: torch.optim.Optimizer, fraction: float, min_opacity: float, max_points: int,
-                          generator: torch.Generator) -> None:  # fmt: skip
+                          generator: torch.Generator, iteration: int) -> None:  # fmt: skip
         """Prune faint and oversized surfels, then grow the `fraction` that pulls hardest at the picture.
 
         The published rule compares the mean screen gradient with a threshold, whose right value changes with resolution,
         loss weights and batch; ranking needs none, and the number of surfels grows on schedule up to `max_points`.
-        Small surfels are cloned, large ones split in two along their tangent plane (scale / 1.6).
+        Small surfels are cloned, large ones split in two along their tangent plane (scale / 1.6). Raises UserError with the
+        `iteration` if hardly a surfel is left.
         """
         v = self.values
         scale = v["scaling"].exp().amax(1)
         keep = (v["opacity"].sigmoid()[:, 0] > min_opacity) & (scale < LARGEST_SCALE)
         if keep.sum() < 4:
-            raise RuntimeError("training has diverged: almost every surfel became transparent or huge")
+            raise UserError(f"at iteration {iteration} almost every surfel had become transparent or huge; lower --opacity_lr, "
+                            "--scaling_lr or --min_opacity and resume from the last checkpoint, or train anew")  # fmt: skip
         score = torch.where(keep, self.gradient / self.seen.clamp_min(1.0), -1.0)
         room = max(max_points - int(keep.sum()), 0)
         count = min(int(fraction * len(self)), room, int((score > 0).sum()))
@@ -113,6 +115,14 @@ class GaussianModel(nn.Module):
         extra["scaling"][:children] -= float(np.log(1.6))
         keep[split] = False
         self._replace(optimizer, keep, extra)
+
+    @torch.no_grad()
+    def keep_most_opaque(self, optimizer: torch.optim.Optimizer, count: int) -> None:
+        """Leave no more than `count` surfels: for a budget that was lowered after they had grown."""
+        if len(self) > count:
+            keep = torch.zeros(len(self), dtype=torch.bool, device=self.gradient.device)
+            keep[self.values["opacity"][:, 0].topk(count).indices] = True
+            self._replace(optimizer, keep, {name: value[:0] for name, value in self.values.items()})
 
     def _replace(self, optimizer: torch.optim.Optimizer, keep: Tensor, extra: dict[str, Tensor]) -> None:
         """Keep the surfels of the mask and append `extra`, in the parameters and in the optimizer's moments alike."""
@@ -166,4 +176,3 @@ class GaussianModel(nn.Module):
         except (ValueError, KeyError, RuntimeError, OSError, EOFError, PlyParseError) as error:
             raise UserError(f"{path} is damaged or no surfel cloud ({error}); train again or choose another --iteration") from None
         return model
-

@@ -11,7 +11,7 @@ import torch
 
 from scene.cameras import intrinsics
 from scene.condition import Conditions, audio_windows
-from utils.constants import BLINK_COLUMNS, DM_PER_M, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
+from utils.constants import BLINK_COLUMNS, DM_PER_M, MISSING_ROWS, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.files import read_json, read_npy
@@ -67,7 +67,11 @@ class TalkingDatasetReader:
         self.audio_rows = torch.arange(self.ids[-1] + 1)
         self.audio_rows[self.ids] = torch.tensor([rows[i] for i in self.ids])
         self.encoder = self._choose_encoder(encoder)
-        features = read_npy(require(self._audio_file(self.encoder)))
+        file = require(self._audio_file(self.encoder))
+        features = read_npy(file)
+        if len(features) + MISSING_ROWS <= (last := int(self.audio_rows[self.ids].max())):
+            raise UserError(f"{file} has {len(features)} rows, but row {last} is wanted (aud_id in transforms_*.json); "
+                            "run process.py --task 1 and then --task 10 again")  # fmt: skip
         self.audio = features.reshape(len(features), -1).astype(np.float32)  # DeepSpeech: (F, 16, 29), HuBERT: (F, 2, 1024)
         self.expression = self._read_expression()
 
@@ -128,8 +132,16 @@ class TalkingDatasetReader:
         return read_rgb(self.folder.background)
 
     def landmarks(self, i: int) -> np.ndarray:
-        """(68, 2) float32 pixels, iBUG order."""
-        return np.loadtxt(self.folder.require(self.folder.landmarks(i)), dtype=np.float32).reshape(68, 2)
+        """(68, 2) float32 pixels, iBUG order. Raises UserError naming the file if it holds anything else."""
+        path = self.folder.require(self.folder.landmarks(i))
+        try:
+            points = np.array(path.read_text().split(), np.float32)
+        except ValueError:
+            points = np.zeros(0, np.float32)
+        if points.size != 136 or not np.isfinite(points).all():
+            raise UserError(f"{path} does not hold 68 points of two finite numbers; run process.py --task 6 again, or take frame "
+                            f"{i} out of transforms_*.json")  # fmt: skip
+        return points.reshape(68, 2)
 
     def sound(self, ids: list[int]) -> np.ndarray:
         """(S,) float32 at 16 kHz: the 640 samples of each frame one after the other, so that gaps in `ids` stay in sync."""

@@ -55,6 +55,36 @@ def test_a_value_that_is_no_choice_is_refused_from_a_config_file_too(tmp_path):
     assert parse("--deform", "xyz", "opacity").deform in (("xyz", "opacity"), ["xyz", "opacity"])
 
 
+@pytest.mark.parametrize(
+    "flag, value, allowed",
+    [("batch_size", "0", "a whole number of at least 1"), ("log_interval", "0", "at least 1"), ("max_points", "2", "at least 100"),
+     ("sh_degree", "5", "a whole number of at least 0 and at most 3"), ("perceptual_side", "16", "at least 48"),
+     ("network_lr", "-1e-3", "a number of at least 0"), ("xyz_lr", "nan", "a number"), ("plane_lr", "inf", "a number"),
+     ("seed", "-1", "at most 4294967295"), ("dropout", "1", "at most 0.9"), ("plane_multires", "1.5", "a whole number"),
+     ("heads", "3", "a divisor")],
+)  # fmt: skip
+def test_a_number_out_of_its_bounds_is_refused_in_one_sentence(flag, value, allowed):
+    with pytest.raises(UserError, match=f"{flag} = .*{allowed}") as refused:
+        parse(f"--{flag}={value}")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_number_that_is_text_in_a_config_file_is_refused(tmp_path):
+    (tmp_path / "c.py").write_text('batch_size = "3"\n')
+    with pytest.raises(UserError, match="batch_size = '3'.*a whole number"):
+        parse("--configs", str(tmp_path / "c.py"))
+
+
+def test_the_same_values_are_no_change_whether_argparse_a_file_or_cfg_args_wrote_them(tmp_path):
+    (tmp_path / "c.py").write_text('perceptual_on = ("window",)\n')
+    arguments.write_cfg_args(tmp_path, parse("--configs", str(tmp_path / "c.py"), "--plane_multires", "1", "2"))
+    saved = arguments.read_cfg_args(tmp_path)
+    same = ["--configs", str(tmp_path / "c.py"), "--perceptual_on", "window"]
+    assert arguments.changes(saved, parse(*same)) == ([], [])
+    refused, allowed = arguments.changes(saved, parse(*same, "--plane_multires", "1", "--network_lr", "1e-5", "--pose_lr", "1e-4"))
+    assert refused == ["pose_lr 0.0 -> 0.0001", "plane_multires [1, 2] -> [1]"] and allowed == ["network_lr 0.0005 -> 1e-05"]
+
+
 def test_every_setting_has_its_line_of_help():
     parser = argparse.ArgumentParser()
     arguments.add_arguments(parser)

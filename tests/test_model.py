@@ -156,7 +156,7 @@ def grown(max_points=1000, fraction=0.1):
     model.gradient[20] = 1e6
     model.seen[:] = 1
     before = {name: value.detach().clone() for name, value in model.values.items()}
-    model.densify_and_prune(optimizer, fraction, 0.005, max_points, torch.Generator().manual_seed(0))
+    model.densify_and_prune(optimizer, fraction, 0.005, max_points, torch.Generator().manual_seed(0), 1)
     return model, optimizer, before
 
 

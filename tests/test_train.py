@@ -153,7 +153,8 @@ TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two G
 
 @pytest.mark.parametrize(("device", "tolerance"), [("cpu", 1e-4), pytest.param("cuda", 1e-3, marks=TWO_GPUS)])
 def test_two_processes_learn_what_one_learns_from_the_same_batch_and_one_of_them_writes(dataset, tmp_path, device, tolerance):
-    options = ["--batch_size", "8", "--iterations", "20", "--coarse_iterations", "12", "--log_interval", "1", "--device", device]
+    options = ["--batch_size", "8", "--iterations", "20", "--coarse_iterations", "12", "--log_interval", "1", "--device", device,
+               "--dropout", "0.2"]  # fmt: skip
     run(dataset, tmp_path / "one", *options)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py", "-s", dataset,
                "--model_path", tmp_path / "two", *SMALL, *options]  # fmt: skip
@@ -267,9 +268,10 @@ def test_a_model_with_truncated_weights_is_refused_by_name(dataset, tmp_path):
 
 def test_resuming_with_other_settings_is_refused_and_names_them(dataset, tmp_path, capsys):
     run(dataset, tmp_path / "m", "--iterations", "10")
-    with pytest.raises(SystemExit):
-        run(dataset, tmp_path / "m", "--net_width", "24")
-    assert "net_width" in capsys.readouterr().err
+    for name, value in (("net_width", "24"), ("part", "all"), ("pose_lr", "1e-4"), ("coarse_iterations", "5")):
+        with pytest.raises(SystemExit):
+            run(dataset, tmp_path / "m", f"--{name}", value)
+        assert f"{name} " in capsys.readouterr().err
 
 
 def test_batches_depend_on_seed_and_iteration_alone_and_visit_every_frame():

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from data_utils import transforms
+from utils.audio import save_wav
+from utils.constants import SAMPLES_PER_FRAME
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.image import write_rgb
@@ -84,3 +86,10 @@ def test_a_moved_sound_is_told_by_the_frames_rows_and_frames_without_sound_are_l
     assert facts["av_offset_applied"] == offset
     assert all(frame["aud_id"] == frame["img_id"] - offset for frame in frames)
     assert [frame["img_id"] for frame in frames] == [i for i in VALID if 0 <= i - offset <= VALID[-1]]
+
+
+def test_frames_beyond_the_end_of_the_sound_are_left_out_but_for_two(folder, monkeypatch):
+    monkeypatch.setattr(transforms, "sound_offset", lambda folder, wanted: (wanted, {}))
+    save_wav(folder.audio, np.zeros(15 * SAMPLES_PER_FRAME))
+    _, train, val = run(folder, av_offset=0)
+    assert [frame["img_id"] for frame in train["frames"] + val["frames"]] == [i for i in VALID if i <= 16]

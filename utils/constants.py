@@ -3,6 +3,7 @@
 FPS = 25  # frames a second of every data set and every rendered video
 SAMPLE_RATE = 16_000  # audio samples a second, mono
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
+MISSING_ROWS = 2  # frames at the end of a clip that may have no sound: containers are not cut to the frame
 DM_PER_M = 10.0  # the world is in decimetres, transforms_*.json in metres
 IMAGE_SIZE = 512  # default side of a data set's frames, pixels
 TRAIN_SPLIT = (10, 11)  # the first int(F * 10 / 11) valid frames train, the rest validate
@@ -20,7 +21,7 @@ FACE_CLASSES = tuple(range(1, 14))
 HEAD_CLASSES = FACE_CLASSES + (HAIR, HAT)
 NECK_CLASSES = (NECK, NECKLACE)
 TORSO_CLASSES = (CLOTH,)
-# what --part selects (lineage: face and neck; + hair; + torso)
+# what --part selects: face with ears; with hair and hat; with neck and clothes
 PART_CLASSES = {
     "face": FACE_CLASSES,
     "head": HEAD_CLASSES,

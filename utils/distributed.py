@@ -87,3 +87,11 @@ def batch_noise(x: Tensor) -> Tensor:
         return torch.randn_like(x)
     whole = torch.randn(dist.get_world_size() * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
     return whole[dist.get_rank() * len(x) :][: len(x)]
+
+
+def batch_dropout(x: Tensor, p: float) -> Tensor:
+    """Dropout of x, whose first dimension (or the outer part of it) is the batch: the mask is drawn for that of all processes,
+    of which x is our share."""
+    size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    kept = torch.empty(size * len(x), *x.shape[1:], dtype=torch.bool, device=x.device).bernoulli_(1 - p)
+    return x * kept[rank * len(x) :][: len(x)] / (1 - p)

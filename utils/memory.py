@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -15,6 +16,13 @@ GIB = 1 << 30
 PROGRAM = GIB // 2  # bytes of torch, the model and its optimizer
 HOST_PROGRAM = 2 * GIB  # RAM of a process that trains on a GPU: CUDA itself, and frames on their way
 HOST_CACHE = 2 * GIB  # frames kept in RAM at most
+# bytes a pixel that the perceptual distance keeps for its gradient: all storages that autograd saves (saved_tensors_hooks, weights
+# left out, one picture of 432 x 432), in plain torch at float32, and at bfloat16 with the distance as one kernel
+PERCEPTUAL = {"alex": (370, 190), "vgg": (4100, 2280)}
+CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# below CGROUPS, by version: where they lie; limit, what is taken, and the line of memory.stat for what the kernel can give back
+CGROUP_FILES = {2: (".", "memory.max", "memory.current", "inactive_file"),
+                1: ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")}  # fmt: skip
 REMEDY = "lower --batch_size or --max_points, or process the clip again at a smaller --size"
 
 
@@ -23,6 +31,10 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
+    return min((free for free in (_machine_memory(), _cgroup_memory()) if free is not None), default=None)
+
+
+def _machine_memory() -> int | None:
     try:
         with open("/proc/meminfo") as file:
             return next(1024 * int(line.split()[1]) for line in file if line.startswith("MemAvailable:"))
@@ -34,6 +46,23 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
+def _cgroup_memory() -> int | None:
+    """What a container or the job of a cluster leaves of its limit, which /proc/meminfo does not show; None where there is none."""
+    free = []
+    for line in OWN_CGROUPS.read_text().splitlines() if OWN_CGROUPS.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        place, limit, taken, cache = CGROUP_FILES[1 if controllers else 2]
+        own = CGROUPS / place / path.lstrip("/")
+        for folder in (own, *own.parents):  # a limit holds for all below it; a container sees its own at the top
+            files = [folder / name for name in (limit, taken, "memory.stat")]
+            if folder.is_relative_to(CGROUPS) and all(file.exists() for file in files) and files[0].read_text() != "max\n":
+                stat = dict(pair.split() for pair in files[2].read_text().splitlines())
+                free.append(max(int(files[0].read_text()) - int(files[1].read_text()) + int(stat[cache]), 0))
+    return min(free, default=None)
+
+
 def step_bytes(config, batch_size: int, pixels: int, device: torch.device) -> int:
     """About what one fine step takes above the data: activations of the network, and the pictures with their losses.
 
@@ -43,8 +72,10 @@ def step_bytes(config, batch_size: int, pixels: int, device: torch.device) -> in
     a_surfel = 4 * (3 * width + 2.5 * (len(config.deform) * config.net_width + config.layers * config.ffn_hidden))
     if runs_triton(device) and config.layers == 1 and config.dropout == 0:
         a_surfel = 1200
-    a_pixel = 250 + 440 * (config.lambda_perceptual > 0 and "window" in config.perceptual_on)
-    return int(batch_size * (config.max_points * a_surfel + pixels * a_pixel))
+    compared = sum(pixels if name == "window" else config.perceptual_side**2 for name in config.perceptual_on)
+    kind, _, net = config.perceptual_net.rpartition("_")  # LPIPS has the same layers and larger strides, and stays in plain torch
+    perceptual = compared * PERCEPTUAL[net][runs_triton(device) and not kind] if config.lambda_perceptual else 0
+    return int(batch_size * (config.max_points * a_surfel + pixels * 250 + perceptual))
 
 
 def plan(config, batch_size: int, pixels: int, frames: int, device: torch.device, say: bool) -> bool:

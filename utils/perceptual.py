@@ -9,6 +9,7 @@ one least moved by shifts. Values have not been compared with the authors' progr
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -130,3 +131,34 @@ class PerceptualLoss(nn.Module):
                 y = self.features(y)
         weights = (self.network.get_submodule(f"lin{k}.model.1").weight for k in range(len(y)))
         return sum(map(distance, self.features(x), y, weights))
+
+
+class Lpips(nn.Module):
+    """`Lpips("alex")(x, y)`: as PerceptualLoss, but LPIPS itself, from the package lpips on a network of torchvision, in float32.
+
+    Raises UserError if a package or the weights, which they download, cannot be had.
+    """
+
+    def __init__(self, net: str):
+        super().__init__()
+        try:
+            import lpips  # neither is among our requirements
+
+            with contextlib.redirect_stdout(None):
+                self.network = lpips.LPIPS(net=net, verbose=False)
+        except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that does not fit this torch
+            raise UserError(f"LPIPS ({net}) needs the packages lpips and torchvision ({error}); install them (pip install lpips "
+                            f"torchvision), or take ST-LPIPS (--perceptual_net {net})") from None  # fmt: skip
+        except OSError as error:  # no network, and not downloaded before
+            raise UserError(f"the weights of LPIPS ({net}) could not be downloaded ({error}); try again with a network, or take "
+                            f"ST-LPIPS (--perceptual_net {net})") from None  # fmt: skip
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.network(x, y, normalize=True).flatten()
+
+
+def perceptual_loss(name: str, precision: torch.dtype) -> nn.Module:
+    """What --perceptual_net names: "alex", "vgg" (ST-LPIPS), "lpips_alex", "lpips_vgg"."""
+    kind, _, net = name.rpartition("_")
+    return Lpips(net) if kind else PerceptualLoss(net, precision=precision)

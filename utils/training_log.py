@@ -18,7 +18,7 @@ class TrainingLog:
     """Scalars under the names of the 2DGS family; pictures of held-out frames."""
 
     def __init__(self, model_path: Path, iteration: int, iterations: int):
-        self._writer = SummaryWriter(model_path, purge_step=iteration)
+        self._writer = SummaryWriter(model_path, purge_step=iteration + 1)  # what a killed run logged beyond its checkpoint
         self._bar = progress(label="training", total=iterations, initial=iteration, unit="step")
 
     def step(self) -> None:
@@ -49,6 +49,10 @@ class TrainingLog:
     def _quality(self, batch: Batch, rgb: Tensor) -> float:
         mask = batch.mask.float()
         return float(psnr(rgb, batch.image / 255.0 * mask, mask).mean())
+
+    def flush(self) -> None:
+        """Write what was logged so far: a checkpoint says that these steps are done, and none of them is logged again."""
+        self._writer.flush()
 
     def close(self) -> None:
         self._bar.close()
