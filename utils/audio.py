@@ -110,7 +110,7 @@ def _open(path: Path) -> av.container.InputContainer:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give an audio file")
     try:
-        container = av.open(str(path))
+        container = av.open(str(path.absolute()))  # FFmpeg would take "talk:1.mp4" for a protocol
     except av.FFmpegError as error:
         raise _undecodable(path, error) from None
     if not container.streams.audio:
