@@ -16,6 +16,7 @@ from utils.errors import UserError
 from utils.files import atomic_path
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+GAP = 0.02  # seconds by which time stamps may run ahead of the sound itself
 
 
 def load_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -123,6 +124,23 @@ def _undecodable(path: Path, error: av.FFmpegError) -> UserError:
     return UserError(f"{path} is not audio that can be decoded ({error.strerror}); convert it to WAV and try again")
 
 
+def _in_time(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
+    """The frames of a track, with silence where their time stamps jump ahead: what is missing does not bring the rest forward."""
+    end = None  # seconds
+    for frame in frames:
+        end = frame.time if end is None else end
+        while frame.time is not None and frame.time - end > GAP:
+            missing = round((frame.time - end) * frame.sample_rate)
+            silence = av.AudioFrame(frame.format.name, frame.layout.name, min(missing, frame.sample_rate))
+            for plane in silence.planes:
+                plane.update((b"\x80" if frame.format.name in ("u8", "u8p") else b"\0") * plane.buffer_size)
+            silence.sample_rate = frame.sample_rate
+            yield silence
+            end += silence.samples / frame.sample_rate
+        yield frame
+        end = None if end is None else end + frame.samples / frame.sample_rate
+
+
 def _decode(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
     """(C, n) float32 pieces of about a second."""
     parts: list[np.ndarray] = []
@@ -130,7 +148,7 @@ def _decode(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
     with _open(path) as container:
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
         try:
-            for frame in itertools.chain(container.decode(audio=0), [None]):  # None draws out what the resampler holds back
+            for frame in itertools.chain(_in_time(container.decode(audio=0)), [None]):  # None draws out what the resampler holds back
                 for out in resampler.resample(frame):
                     parts.append(out.to_ndarray())
                     count += out.samples
