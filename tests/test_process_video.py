@@ -162,7 +162,8 @@ def numbers(frames):
 
 @pytest.mark.parametrize(
     ("name", "codec"),
-    [("a.avi", "libx264"), ("b.avi", "mpeg4"), ("a.ts", "libx264"), ("a.mpg", "mpeg2video"), ("a.mkv", "libx264"), ("a.mp4", "libx264")],
+    [("a.avi", "libx264"), ("b.avi", "mpeg4"), ("a.ts", "libx264"), ("a.mpg", "mpeg2video"), ("a.mkv", "libx264"),
+     ("a.mp4", "libx264")],
 )  # fmt: skip
 def test_reordered_frames_come_in_the_order_they_are_shown_in_from_any_container(tmp_path, monkeypatch, name, codec):
     path = encode_reordered(tmp_path / name, codec)

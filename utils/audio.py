@@ -148,7 +148,8 @@ def _decode(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
     with _open(path) as container:
         resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
         try:
-            for frame in itertools.chain(_in_time(container.decode(audio=0)), [None]):  # None draws out what the resampler holds back
+            # None draws out what the resampler holds back
+            for frame in itertools.chain(_in_time(container.decode(audio=0)), [None]):
                 for out in resampler.resample(frame):
                     parts.append(out.to_ndarray())
                     count += out.samples

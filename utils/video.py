@@ -96,11 +96,10 @@ def sample_frames(path: Path, count: int) -> Iterator[tuple[float, np.ndarray]]:
             continue
         if pictures is None or keys[np.searchsorted(keys, target, side="right") - 1] > position:
             pictures = _decoded(path, keys, target)
-        for position, show in pictures:
-            if position >= target - 1e-6:
-                break
-        else:
+        found = next((picture for picture in pictures if picture[0] >= target - 1e-6), None)
+        if found is None:
             return
+        position, show = found
         last = target
         yield float(position - start), show()
 
@@ -151,8 +150,13 @@ def _decoded(path: Path, keys: Sequence[float] = (), time: float = -np.inf) -> I
                 if key is None:
                     return
             except av.FFmpegError as error:
+                if key is not None:
+                    continue  # there is no way in here; the beginning will tell
+                if last is None:
+                    raise UserError(f"{path} cannot be decoded ({error.strerror}): it is truncated or damaged; export it again as "
+                                    "H.264 mp4") from None  # fmt: skip
                 start = float((stream.start_time or 0) * stream.time_base)
-                raise UserError(f"{path} is damaged {max(0.0, (last or start) - start):.1f} s from its start ({error.strerror}); "
+                raise UserError(f"{path} is damaged {last - start:.1f} s from its start ({error.strerror}); "
                                 "cut the clip before that point or export it again") from None  # fmt: skip
 
 
@@ -199,7 +203,7 @@ def _at_rate(pictures: Iterator[Picture], fps: int, index: int = 0, origin: floa
 
 
 def read_frames(path: Path, fps: int = FPS, start: int = 0) -> Iterator[np.ndarray]:
-    """Yield (H, W, 3) uint8 RGB frames at `fps`, upright, of square pixels: frame i is the picture shown at i / fps s from the first.
+    """Yield (H, W, 3) uint8 RGB frames at `fps`, upright, of square pixels: frame i is what is shown at i / fps s from the first.
 
     Frames before `start` are decoded but not converted. Raises UserError naming the moment if the stream is damaged.
     """
