@@ -35,7 +35,7 @@ class ModelParams:
     source_path: str = option("", "data set folder that data_utils/process.py wrote", short="-s")
     model_path: str = option("", "model folder to write (default model/<name of the data set>)", short="-m")
     part: str = option("head", "what the surfels model", choices=("head", "face", "all"))
-    audio_encoder: str = option("auto", "which aud_<encoder>.npy drives the mouth; auto takes the best one present")
+    audio_encoder: str = option("auto", "which aud_<encoder>.npy drives the mouth; auto takes the one stage 1 made, else the best")
     sh_degree: int = option(1, "degree of the view-dependent colour, 0 to 3", maximum=3)
     max_points: int = option(50_000, "surfels never grow beyond this number", minimum=100)
     seed_points: int = option(8_000, "points added to the face mesh for hair, ears and mouth before training")

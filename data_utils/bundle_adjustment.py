@@ -51,7 +51,8 @@ FOCAL_DEVIATION = 0.02  # of the logarithm, about the tracker's
 POSE_DEVIATION = (np.radians(3), 0.3)  # of a pose about the tracker's: rad, dm
 MOTION_DEVIATION = 0.1  # px a frame squared; halves 6 Hz tremor of tenths of a pixel, leaves nods and all that is larger
 STRUCTURE_FRAMES = 1500  # frames that determine points and focal; a longer clip's other frames only get their poses
-FEWEST_VISIBLE, LARGEST_ERROR = 15, 1.0  # keypoints of a frame and px below and above which the report warns
+# keypoints of a frame, px of all views and share of rigid ones beyond which the report warns; good clips have up to 0.66, from 0.84
+FEWEST_VISIBLE, LARGEST_ERROR, SMALLEST_SHARE = 15, 1.0, 0.75
 RAYLEIGH_MEDIAN = 1.177  # median length of a 2D Gaussian of deviation 1
 WORST_TRACKS = 0.6  # share of the keypoints left out after a first look: skin that brows, lids and cheeks move
 RIGID = 1.0  # px: what is further from where the head's pose has it does not move with the head in that frame
@@ -123,7 +124,8 @@ def facts(bundle: Bundle, start: Bundle, tracks: Tracks, rigid: np.ndarray, ids:
     scale = REFERENCE_SIDE / (centre.max() * 2)
     errors = _errors(bundle, tracks, centre) * scale
     lengths = errors[rigid] if rigid.any() else errors[tracks.visible]
-    error = float(np.sqrt((lengths**2).mean()))
+    error, error_all = (float(np.sqrt((of**2).mean())) for of in (lengths, errors[tracks.visible]))
+    share = float(rigid.sum() / max(1, tracks.visible.sum()))
     head = rigid_pixels(bundle.poses, bundle.focal, face, centre) * scale
     jitter, still = still_jitter(head, ids)
     before, _ = still_jitter(rigid_pixels(start.poses, start.focal, face, centre) * scale, ids)
@@ -132,18 +134,19 @@ def facts(bundle: Bundle, start: Bundle, tracks: Tracks, rigid: np.ndarray, ids:
     lost = ids[seen < FEWEST_VISIBLE]
     turn = Rotation.from_matrix(bundle.poses.rotation @ start.poses.rotation.transpose(0, 2, 1)).magnitude()
     warnings = []
-    if error > LARGEST_ERROR:
-        warnings.append(f"rigid points miss their tracks by {error:.2f} px; the head may be blurred, covered, or cut to")
+    if error_all > LARGEST_ERROR or share < SMALLEST_SHARE:  # `error` knows nothing of what is not rigid
+        warnings.append(f"points of the head miss their tracks by {error_all:.2f} px, and {share:.0%} of their views move with it; "
+                        "the head may be blurred, covered, or cut to")  # fmt: skip
     if len(lost):
         warnings.append(f"hardly any point could be followed in {len(lost)} frames, first {lost[0]}; their pose is a guess")
     return {
         "references": [int(ids[i]) for i in tracks.references],
         "keypoints": len(bundle.points),
         "visible_share": round(float(tracks.visible.mean()), 3),
-        "rigid_share": round(float(rigid.sum() / max(1, tracks.visible.sum())), 3),
+        "rigid_share": round(share, 3),
         "reprojection_error_px": round(error, 3),
         "reprojection_median_px": round(float(np.median(lengths)), 3),
-        "reprojection_error_all_px": round(float(np.sqrt((errors[tracks.visible] ** 2).mean())), 3),
+        "reprojection_error_all_px": round(error_all, 3),
         "still_jitter_px": jitter,
         "still_jitter_tracks_px": noise,
         "still_jitter_3dmm_px": before,

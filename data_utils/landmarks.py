@@ -173,7 +173,12 @@ class FanLandmarks:
         import face_alignment
 
         dense = read_dense(folder)
-        network = face_alignment.FaceAlignment(face_alignment.LandmarksType.TWO_D, device=str(options.device), flip_input=False)
+        kind = face_alignment.LandmarksType.TWO_D
+        try:
+            network = face_alignment.FaceAlignment(kind, device=str(options.device), flip_input=False)
+        except OSError as error:  # what urllib raises too
+            raise UserError(f"--landmarks fan could not get its weights ({error}); run it once with a connection to the internet, "
+                            "or use --landmarks mediapipe") from None  # fmt: skip
         marks = np.full((len(dense["found"]), 68, 2), np.nan, np.float32)
         for i in progress(np.flatnonzero(dense["found"]), label="landmarks (fan)"):
             points = dense["points"][i, :468, :2]

@@ -12,6 +12,7 @@ Stages: 1 audio, 2 frames, 3 parsing, 4 background, 5 torso, 6 landmarks, 7 face
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -65,8 +66,18 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     for stage in ("audio", "parsing", "landmarks", "face_model", "flow", "blendshapes"):
         add(f"--{stage}", default="auto", metavar="BACKEND", help="back end of this stage (default: the best available)")
     options = parser.parse_args(argv)
+    options.same_again = _same_again(parser, options)
     options.quiet = False
     return options
+
+
+def _same_again(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """The words of a command that makes the same data set to its end: --task, --end_task, --check and --force are of one run."""
+    words = [str(options.video)]
+    for name, value in vars(options).items():
+        if name not in ("video", "task", "end_task", "check", "force") and value != parser.get_default(name):
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return shlex.join(words)
 
 
 def _av_offset(text: str) -> str | int:
@@ -156,8 +167,7 @@ def main(argv: list[str] | None = None) -> None:
             ran += 1
     page = report.write(folder, STAGES, options)
     print(f"report: {page}" + ("" if ran else " (nothing was stale; --force redoes stages)"))
-    if all(stage.record(folder) for stage in stages) and stages[-1].number == LAST:
-        print(f"next: python train.py -s {folder.root}")
+    print(f"next: {read_json(folder.report)['next']}")
 
 
 def print_verdict(options: argparse.Namespace) -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from data_utils.audio import levels
 from data_utils.landmarks import draw
 from data_utils.stage import Stage
+from data_utils.transforms import METRES_PER_UNIT, pose_file
 from utils.constants import CLOTH, FPS, HAIR, NECK_CLASSES
 from utils.dataset_folder import DatasetFolder
 from utils.files import read_json, read_npy, write_bytes, write_json
@@ -50,12 +51,14 @@ pre{background:#f4f4f4;padding:.6em;overflow-x:auto}svg{width:100%;height:auto;b
 def write(folder: DatasetFolder, stages: Sequence[Stage], options: argparse.Namespace) -> Path:
     """Write both files from the stages' records and what lies in the folder; the path of the page."""
     records = [record for stage in stages if (record := stage.record(folder))]
+    tracked = pose_file(folder) == folder.track_params  # of a bundle adjustment that is not used, figures and warnings say nothing
+    used = [record for record in records if not (tracked and record["name"] == "bundle_adjustment")]
     needed = [stage for stage in stages if not (options.use_3dmm and stage.name == "bundle_adjustment")]
     done = len([stage for stage in needed if stage.record(folder)]) == len(needed)
-    facts = {record["name"]: record["facts"] for record in records}
+    facts = {record["name"]: record["facts"] for record in used}
     summary = {
         "data_set": str(folder.root), "video": str(options.video), "complete": done, "next": next_command(folder, options, done),
-        "warnings": _warnings(records), **_frames_summary(folder), "figures": _figures(facts),
+        "warnings": _warnings(used), **_frames_summary(folder), "figures": _figures(facts),
         "stages": [{**{key: record[key] for key in ("stage", "name", "options", "seconds", "peak_memory_mb", "peak_memory_is_of",
                                                     "finished")},
                     "facts": {key: value for key, value in record["facts"].items() if not _bulky(value)}} for record in records],
@@ -88,6 +91,8 @@ def _figures(facts: dict[str, dict]) -> dict[str, Any]:
     measured = transforms.get("av_offset")
     return {
         "reprojection_error_px": pose.get("reprojection_error_px", pose.get("rigid_error_px")),
+        "reprojection_error_all_px": pose.get("reprojection_error_all_px"),
+        "rigid_share": pose.get("rigid_share"),
         "jitter_px": pose.get("still_jitter_px"),
         "loudness_db": audio.get("loudness_db"),
         "av_offset_frames": told + measured["offset"] if told is not None and measured else None,
@@ -102,7 +107,7 @@ def _figures(facts: dict[str, dict]) -> dict[str, Any]:
 def next_command(folder: DatasetFolder, options: argparse.Namespace, done: bool) -> str:
     """What to type next: training, or the rest of the preprocessing."""
     if not done:
-        return f"python data_utils/process.py {shlex.quote(str(options.video))}"
+        return f"python data_utils/process.py {options.same_again}"
     part = "" if options.part == "head" else f" --part {options.part}"
     return f"python train.py -s {shlex.quote(str(folder.root))}{part}"
 
@@ -143,6 +148,9 @@ def _figures_table(figures: dict) -> str:
 
     if figures["reprojection_error_px"] is not None:
         row("reprojection error of rigid points", f"{figures['reprojection_error_px']:.2f} px", "at most 0.5, at 512")
+    if figures["reprojection_error_all_px"] is not None:
+        row("the same of all tracked points", f"{figures['reprojection_error_all_px']:.2f} px", "at most 1, at 512")
+        row("share of them that moves with the head", f"{figures['rigid_share']:.0%}", "at least 75 %")
     if figures["jitter_px"] is not None:
         row("jitter of a still head", f"{figures['jitter_px']:.2f} px", "at most 0.15, at 512")
     if figures["loudness_db"] is not None:
@@ -231,17 +239,17 @@ def _figure(image: np.ndarray, caption: str) -> str:
 
 
 def _pose(folder: DatasetFolder) -> str:
-    """Rotation and translation of the best pose there is, over the clip."""
+    """Rotation and translation of the head over the clip, as the transforms have it."""
     import torch
 
-    for path, unit in ((folder.bundle_adjustment, 1000.0), (folder.track_params, 100.0)):  # m and dm to mm
-        if path.exists():
-            pose = torch.load(path, weights_only=True, map_location="cpu")
-            angles = np.degrees(pose["euler"].numpy())
-            place = pose["trans"].numpy() * unit
-            return ("<h2>Pose</h2>" + _curves(angles, ("pitch", "yaw", "roll"), "degrees")
-                    + _curves(place - np.median(place, 0), ("x", "y", "z"), "mm from the median"))  # fmt: skip
-    return ""
+    path = pose_file(folder)
+    if not path.exists():
+        return ""
+    pose = torch.load(path, weights_only=True, map_location="cpu")
+    angles = np.degrees(pose["euler"].numpy())
+    place = pose["trans"].numpy() * METRES_PER_UNIT[path.name] * 1000
+    return ("<h2>Pose</h2>" + _curves(angles, ("pitch", "yaw", "roll"), "degrees")
+            + _curves(place - np.median(place, 0), ("x", "y", "z"), "mm from the median"))  # fmt: skip
 
 
 def _sound(folder: DatasetFolder, summary: dict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 import torch
 
@@ -13,7 +14,7 @@ from utils.audio import load_audio
 from utils.constants import DM_PER_M, MISSING_ROWS, SAMPLES_PER_FRAME, TRAIN_SPLIT
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import read_json, write_json
 from utils.image import read_rgb
 from utils.image_metrics import lip_opening
 from utils.pose import camera_to_world, euler_to_matrix
@@ -47,6 +48,13 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
             "width": width, "height": height, "frames": frames,
         })  # fmt: skip
     return {"backend": "3dmm" if options.use_3dmm else "flow", "train": len(train), "val": len(val)} | facts
+
+
+def pose_file(folder: DatasetFolder) -> Path:
+    """The file whose poses the transforms were made from; before they are made, the best there is (which need not exist)."""
+    record = folder.state / "transforms.json"
+    refined = read_json(record)["facts"]["backend"] != "3dmm" if record.exists() else folder.bundle_adjustment.exists()
+    return folder.bundle_adjustment if refined else folder.track_params
 
 
 def sound_offset(folder: DatasetFolder, wanted: str | int) -> tuple[int, dict]:

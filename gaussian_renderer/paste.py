@@ -108,17 +108,23 @@ class Backdrops:
 
     def batch(self, ids: list[int]) -> np.ndarray:
         """(B, H, W, 3 or 4) uint8."""
-        return np.stack([self[i] for i in ids])
+        if self.paste != "full":
+            return np.stack([self[i] for i in ids])
+        filmed = self._source.batch(ids)
+        return np.stack([self._within(picture, i) for picture, i in zip(filmed, ids, strict=True)])
 
     def __getitem__(self, i: int) -> np.ndarray:
         """(H, W, 3 or, keyed, 4) uint8 of frame `i`."""
         if self.paste == "none":
             return self._body(i)
-        behind, weight = self._body(i), self._replaced(i)
-        if self.paste != "full":
-            return _mix(self.reader.image(i), behind, weight)
-        picture = self._source[i][: self.place.height, : self.place.width].copy()
-        p = self.place
+        if self.paste == "full":
+            return self._within(self._source[i], i)
+        return _mix(self.reader.image(i), self._body(i), self._replaced(i))
+
+    def _within(self, picture: np.ndarray, i: int) -> np.ndarray:
+        """Frame `i` of the source video, `picture`, with what is replaced in the window of the data set."""
+        p, behind, weight = self.place, self._body(i), self._replaced(i)
+        picture = picture[: p.height, : p.width].copy()
         window = picture[p.y : p.y + p.side, p.x : p.x + p.side]
         shape = window.shape[1::-1]
         behind, weight = (cv2.resize(m, (p.side, p.side), interpolation=cv2.INTER_LINEAR) for m in (behind, weight))

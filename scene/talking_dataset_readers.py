@@ -78,7 +78,9 @@ class TalkingDatasetReader:
     def _choose_encoder(self, wanted: str) -> str:
         if wanted != "auto":
             return wanted
-        for name in ENCODER_PREFERENCE:
+        record = self.folder.state / "audio.json"  # files of an older clip may lie beside the one that stage 1 made last
+        made = (read_json(record)["facts"]["backend"],) if record.exists() else ()
+        for name in (*made, *ENCODER_PREFERENCE):
             if self._audio_file(name).exists():
                 return name
         raise UserError(f"{self.folder.root} holds no audio features (aud_<encoder>.npy); "

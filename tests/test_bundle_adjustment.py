@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 
 import cv2
@@ -12,10 +13,10 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from data_utils import bundle_adjustment
-from data_utils.bundle_adjustment import Bundle, adjust, read_bundle_adjustment, write_bundle_adjustment
+from data_utils.bundle_adjustment import Bundle, adjust, read_bundle_adjustment, rigid_observations, write_bundle_adjustment
 from data_utils.face_tracking.facemodel import FaceModel
 from data_utils.face_tracking.fit import Fit
-from data_utils.face_tracking.params import write_params
+from data_utils.face_tracking.params import read_fit, write_params
 from data_utils.optical_flow import load_flow
 from data_utils.optical_flow.tracks import Tracks, track
 from data_utils.pose_solver import Poses, SmoothMotion, linearise, project, solve_arrow, still_jitter, tensor
@@ -265,6 +266,28 @@ def test_stage_writes_tracks_and_poses_and_reports_its_figures(tmp_path, monkeyp
     assert torch.load(folder.bundle_adjustment, weights_only=True)["euler"].shape == (frames, 3)
     assert facts["backend"] == "dis" and facts["reprojection_error_px"] < 1.5
     assert json.dumps(facts)
+
+
+def test_a_data_set_tracked_with_another_face_model_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    folder = DatasetFolder(tmp_path / "of mesh")
+    fit, _ = wall(folder, 3)
+    fit = dataclasses.replace(fit, model=fit.model.with_expression(np.zeros((1, 81, 3))))  # stored beside the coefficients
+    write_params(folder, fit, np.arange(3), 3)
+    other = dataclasses.replace(fit.model, name="ict", mean=np.zeros((90, 3)), identity=np.zeros((1, 90, 3)))
+    monkeypatch.setattr("data_utils.face_tracking.params.load_face_model", lambda name: other)
+    with pytest.raises(UserError, match="not fitted with the face model 'ict'; run stage 7 again"):
+        read_fit(folder, "ict")
+
+
+@pytest.mark.parametrize(("noise", "warned"), [(0.3, False), (3.0, True)])
+def test_tracks_that_miss_the_head_are_warned_of_though_the_rigid_ones_are_near_by_choice(noise, warned):
+    random, poses, ids = np.random.default_rng(0), head_motion(40), np.arange(40)
+    points = random.uniform(-0.7, 0.7, (80, 3))
+    pixels = project(points, poses, FOCAL, CENTRE) + random.normal(0, noise, (40, 80, 2))
+    tracks, bundle = Tracks(pixels, np.ones((40, 80), bool), points, np.full(80, 0.05), [0]), Bundle(poses, points, FOCAL)
+    told = bundle_adjustment.facts(bundle, bundle, tracks, rigid_observations(bundle, tracks, CENTRE), ids, CENTRE, points)
+    assert told["reprojection_error_px"] < 1 and told["reprojection_error_all_px"] == pytest.approx(noise * 2**0.5, rel=0.05)
+    assert any(f"miss their tracks by {told['reprojection_error_all_px']:.2f} px" in text for text in told["warnings"]) == warned
 
 
 def test_a_face_without_texture_is_refused_with_the_way_out(tmp_path):

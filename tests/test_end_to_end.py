@@ -6,9 +6,12 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT
 from lineage_folder import read_as_lineage
 
+from benchmarks.demo import pose_errors
+from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.audio import load_audio
 from utils.constants import HEAD_CLASSES
 from utils.files import read_json
@@ -67,6 +70,24 @@ def test_the_data_set_is_read_by_a_reader_of_the_lineage(demo):
         assert frame["torso"][-1, 64, 3] == 255 and frame["torso"][0, 64, 3] == 0 and frame["audio"].shape[0] == 8
     blinks = np.array([clip["frames"][i]["blink"].mean() for i in range(150)])
     assert np.corrcoef(blinks, truth["blink"][:150])[0, 1] > 0.8
+
+
+def test_the_estimated_pose_is_the_true_one(demo):
+    data, _ = demo
+    reader, truth = TalkingDatasetReader(data), np.load(data / "truth" / "truth.npz")
+    true = (torch.from_numpy(truth[name])[reader.ids] for name in ("euler", "trans"))
+    angle, distance = pose_errors(reader.views[reader.ids], *true)
+    assert angle.square().mean().sqrt() < 1.2 and angle.max() < 2.5  # degrees; 0.86 and 1.47 at this small size
+    assert distance.square().mean().sqrt() < 0.01  # of the distance; 0.004
+
+
+def test_the_face_tracking_can_be_looked_at(demo):
+    data, _ = demo
+    program("data_utils/face_tracking/test_3dmm_proj.py", "--path", data)  # a path with a space
+    frames = list(read_frames(data / "3dmm_render.mp4"))
+    assert len(frames) == 150 and frames[0].shape == (248, 128, 3)
+    green = [(frame[:128, :, 1].astype(int) - frame[:128, :, 0]).max() for frame in frames[::25]]
+    assert min(green) > 60  # the mesh
 
 
 def test_held_out_frames_look_like_the_filmed_ones_and_their_lips_move_with_them(demo):

@@ -14,6 +14,7 @@ from data_utils.face_parsing.bisenetv2 import crop_transform, paste
 from data_utils.face_parsing.clip import Clip
 from data_utils.face_parsing.edges import average_over_time, guided_upsample
 from data_utils.face_parsing.embedded import FrameParser
+from data_utils.face_parsing.steady import steadied, with_neighbours
 from data_utils.per_frame import is_whole, ordered_map
 from utils import model_store
 from utils.constants import BACKGROUND, CLOTH, HAIR, HEAD_CLASSES, MOUTH, NECK, SKIN
@@ -222,6 +223,43 @@ def test_head_coordinates_follow_shift_turn_and_size_but_not_the_jaw():
     opened = face_mesh(jaw=8.0)
     a, b = head.to_pixels(opened)
     assert abs((opened[454, 0] + 1j * opened[454, 1] - b) / a - corner) < 0.02
+
+
+def steady(pictures, maps, todo=None):
+    ids = list(range(len(maps))) if todo is None else todo
+    needed = with_neighbours(ids, np.ones(len(maps), bool))
+    result = list(steadied(((i, pictures[i], maps[i]) for i in needed), ids))
+    assert [i for i, _ in result] == ids
+    return [classes for _, classes in result]
+
+
+def test_a_class_that_flickers_on_a_still_head_is_steady():
+    random = np.random.default_rng(0)
+    still = cv2.GaussianBlur(random.integers(0, 255, (64, 64, 3), dtype=np.uint8), (0, 0), 3)
+    pictures = [np.clip(still.astype(int) + random.normal(0, 3, still.shape), 0, 255).astype(np.uint8) for _ in range(12)]
+    truth = np.where(np.arange(64) < 32, SKIN, HAIR).astype(np.uint8)[None].repeat(64, 0)
+    maps = [truth.copy() for _ in range(12)]
+    for i in (0, 4, 7, 11):
+        maps[i][random.random((64, 64)) < 0.2] = NECK
+    assert all((classes == truth).all() for classes in steady(pictures, maps))
+
+
+@pytest.mark.parametrize("contrast", [120, 0])
+def test_a_moving_edge_of_classes_does_not_lag(contrast):
+    """Nor where head and background have one colour, for as many frames before as after have a vote."""
+    maps = [np.where(np.arange(64) < 10 + 3 * i, SKIN, BACKGROUND).astype(np.uint8)[None].repeat(64, 0) for i in range(12)]
+    pictures = [np.where(m == SKIN, 60 + contrast, 60).astype(np.uint8)[..., None].repeat(3, 2) for m in maps]
+    for i, classes in enumerate(steady(pictures, maps)):
+        if contrast or 2 <= i < 10:
+            np.testing.assert_array_equal(classes, maps[i])
+
+
+def test_steadied_classes_do_not_depend_on_which_frames_are_left_to_do():
+    random = np.random.default_rng(0)
+    maps, pictures = random.integers(0, 3, (9, 16, 16), dtype=np.uint8), np.full((9, 16, 16, 3), 80, np.uint8)
+    whole = steady(pictures, maps)
+    for todo in ([3], [0, 1, 7], [4, 5, 6, 7, 8]):
+        np.testing.assert_array_equal(steady(pictures, maps, todo), [whole[i] for i in todo])
 
 
 def test_labels_beyond_the_head_crop_come_from_the_person_mask():

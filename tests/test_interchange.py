@@ -14,6 +14,7 @@ from scene.landmark_face import landmark_face, triangulate
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.constants import CLOTH, SKIN
 from utils.errors import UserError
+from utils.files import write_json
 from utils.ply import read_mesh
 from utils.pose import euler_to_matrix, world_to_view
 
@@ -43,6 +44,17 @@ def test_a_folder_of_another_tool_is_read(tmp_path, unit, audio, expression, enc
     if expression == "au.csv":  # intensity 2 and more is a closed eye; brows are not told
         np.testing.assert_allclose(theirs.expression[:, 5:], np.clip(0.25 * np.arange(22), 0, 1)[:, None].repeat(2, 1), atol=1e-6)
         assert not theirs.expression[:, :5].any()
+
+
+def test_features_of_the_clip_are_preferred_to_better_ones_of_an_older_clip(tmp_path):
+    folder = write_tiny_dataset(tmp_path / "x")
+    np.save(folder.audio_features("whisper"), np.zeros((22, 384), np.float32))
+    assert TalkingDatasetReader(folder.root).encoder == "whisper"
+    write_json(folder.state / "audio.json", {"facts": {"backend": "mel"}})
+    assert TalkingDatasetReader(folder.root).encoder == "mel"
+    assert TalkingDatasetReader(folder.root, "whisper").encoder == "whisper"
+    folder.audio_features("mel").unlink()
+    assert TalkingDatasetReader(folder.root).encoder == "whisper"
 
 
 def test_a_folder_of_another_tool_trains(tmp_path):

@@ -1,6 +1,9 @@
 """The 68 landmarks, which frames are usable, and the expression scores."""
 
 import argparse
+import sys
+import types
+import urllib.error
 
 import numpy as np
 import pytest
@@ -116,6 +119,17 @@ def test_an_unknown_back_end_is_refused_with_the_known_ones(tmp_path):
     bad.landmarks = "dlib"
     with pytest.raises(UserError, match="--landmarks dlib is not known; there are auto, mediapipe, fan"):
         landmarks.run(folder, bad)
+
+
+def test_fan_without_its_weights_and_a_network_ends_in_one_sentence(tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise urllib.error.URLError("no route to host")
+
+    package = types.SimpleNamespace(FaceAlignment=unreachable, LandmarksType=types.SimpleNamespace(TWO_D=1))
+    monkeypatch.setitem(sys.modules, "face_alignment", package)
+    write_npz(DatasetFolder(tmp_path).face_landmarks, found=np.ones(3, bool), points=np.zeros((3, 478, 3), np.float32))
+    with pytest.raises(UserError, match="--landmarks fan could not get its weights .*no route to host.*--landmarks mediapipe"):
+        landmarks.FanLandmarks().run(DatasetFolder(tmp_path), argparse.Namespace(device="cpu"))
 
 
 def test_blendshapes_are_arkit_ordered_smooth_and_filled_where_no_face_was(tmp_path):

@@ -21,6 +21,7 @@ from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.encoders import Codec, check
 from utils.errors import UserError
 from utils.image import read_rgb, read_rgba, write_rgb
+from utils.pipeline import prefetch
 from utils.video import FrameReader, VideoWriter, probe, read_frames
 
 
@@ -125,6 +126,22 @@ def test_frames_of_a_video_come_by_number_forth_and_back(tmp_path, monkeypatch):
     order = [*range(0, 40), *range(39, -1, -3), 20, 0, 39]
     assert [int(frames[i][0, 0, 0]) for i in order] == [6 * i for i in order]
     assert int(frames[45][0, 0, 0]) == 6 * 39  # beyond the end: the last
+
+
+def test_threads_that_ask_for_batches_of_frames_do_not_decode_them_again_and_again(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    with VideoWriter(path, 32, 32, lossless=True) as writer:
+        for i in range(160):
+            writer.add(np.full((32, 32, 3), i, np.uint8))
+    monkeypatch.setattr(FrameReader, "BYTES", 3 * 32 * 32 * 20)
+    frames, decoded, decode = FrameReader(path), [], FrameReader._decode
+    monkeypatch.setattr(FrameReader, "_decode", lambda self, first: decoded.append(first) or decode(self, first))
+
+    def load(start):
+        return [int(frame[0, 0, 0]) for frame in frames.batch(range(start, start + 16))]
+
+    assert [i for batch in prefetch(load, range(0, 160, 16), threads=8, ahead=10) for i in batch] == list(range(160))
+    assert len(decoded) <= 12  # 8 blocks
 
 
 def test_the_person_is_cut_out_as_one_shape_and_put_on_any_background():

@@ -3,6 +3,8 @@
 import errno
 import importlib
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +22,7 @@ from data_utils.stage import Stage, run_stage, why_stale
 from tests.test_quality import landscape, tone, write_clip
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
-from utils.files import read_json, sha256
+from utils.files import read_json, sha256, write_json
 from utils.image import read_rgb
 from utils.video import read_frames
 
@@ -49,6 +51,30 @@ def contents(folder) -> dict[str, str]:
 
 
 # where, what and when
+
+
+def test_the_next_command_keeps_what_was_asked_for_and_nothing_of_the_one_run():
+    argv = ["my clip.mp4", "--size", "256", "--av_offset", "-3", "--use_3dmm", "--audio", "mel"]
+    options = process.arguments([*argv, "--task", "2", "--end_task", "4", "--force"])
+    words = shlex.split(options.same_again)
+    assert sorted(words) == sorted(argv)
+    again = process.arguments(words)
+    for stage in process.STAGES:
+        assert [getattr(again, name) for name in stage.options] == [getattr(options, name) for name in stage.options]
+
+
+def test_the_next_command_is_printed_as_the_report_has_it(processed, demo_clip, home, capsys, monkeypatch):
+    """Also where --use_3dmm leaves a stage out, and with the part that train.py will model."""
+    shutil.copytree(processed[0].root, home / "data" / "demo")
+    monkeypatch.setattr(process, "STAGES", tuple(s for s in process.STAGES if s.number in (2, 6, 8, 9, 10)))
+    record = read_json(processed[0].state / "blendshapes.json")
+    write_json(home / "data/demo/.state/transforms.json", record | {"name": "transforms"})
+    process.main([str(demo_clip), "--size", "128", "--use_3dmm", "--part", "face", "--task", "9"])
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == "next: " + read_json(home / "data/demo/report.json")["next"] == "next: python train.py -s data/demo --part face"
+    process.main([str(demo_clip), "--size", "128", "--part", "face", "--task", "9"])
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said == f"next: python data_utils/process.py {shlex.quote(str(demo_clip))} --size 128 --part face"
 
 
 def test_a_video_in_a_data_folder_is_processed_where_it_lies_and_any_other_goes_to_its_name(home):

@@ -1,16 +1,18 @@
 """Videos as people have them: turned phone video, odd sizes, uneven frame times, cut-off files."""
 
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from data_utils.audio import aligned
 from utils import hdr
-from utils.audio import load_audio
+from utils.audio import load_audio, save_wav
 from utils.errors import UserError
-from utils.video import VideoWriter, probe, read_frames, sample_frames
+from utils.video import FrameReader, VideoWriter, probe, read_frames, sample_frames
 
 
 def encode(path, frames, times=None, rate=25, container="mp4", tick=1000):
@@ -56,6 +58,57 @@ def test_a_phone_video_is_shown_upright(tmp_path, turn):
     np.testing.assert_array_equal(next(sample_frames(path, 2))[1], upright)
 
 
+@pytest.mark.parametrize(("aspect", "width"), [(Fraction(4, 3), 80), (Fraction(8, 9), 54)])
+def test_pixels_that_are_not_square_are_shown_as_they_were_filmed(tmp_path, aspect, width):
+    """HDV stores 1440 x 1080 of 16:9: a disc is a disc in what is read, everywhere the same."""
+    y, x = np.mgrid[:48, :60]
+    stored = (np.hypot((x - 29.5) * float(aspect), y - 23.5) < 18).astype(np.uint8)[..., None].repeat(3, 2) * 255
+    path = tmp_path / "camera.mp4"
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264rgb", rate=25, width=60, height=48, pix_fmt="rgb24", options={"qp": "0"})
+        stream.codec_context.sample_aspect_ratio = aspect
+        for i in range(5):
+            picture = av.VideoFrame.from_ndarray(stored, format="rgb24")
+            picture.pts, picture.time_base = i, Fraction(1, 25)
+            out.mux(stream.encode(picture))
+        out.mux(stream.encode(None))
+    info, reader = probe(path), FrameReader(path)
+    assert (info.width, info.height) == (reader.width, reader.height) == (width, 48)
+    for image in (next(read_frames(path)), next(sample_frames(path, 2))[1], reader[0]):
+        rows, columns = (np.flatnonzero((image[..., 0] > 127).any(axis)) for axis in (1, 0))
+        assert image.shape == (48, width, 3) and abs(len(rows) - len(columns)) <= 2
+
+
+def test_a_cover_picture_is_not_taken_for_the_video(tmp_path):
+    path = tmp_path / "album.mp4"
+    with av.open(str(path), "w") as out:
+        cover, video = (out.add_stream(codec, rate=25, width=48, height=32, pix_fmt=pixels)
+                        for codec, pixels in (("mjpeg", "yuvj420p"), ("libx264", "yuv420p")))  # fmt: skip
+        cover.disposition = Disposition.attached_pic
+        for i in range(10):
+            picture = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 20 * i, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = i, Fraction(1, 25)
+            out.mux(video.encode(picture))
+            out.mux(cover.encode(av.VideoFrame.from_ndarray(np.full((32, 48, 3), 255, np.uint8), format="rgb24")) if i == 0 else [])
+        out.mux([*cover.encode(None), *video.encode(None)])
+    data = path.read_bytes()  # the cover lies in the user data at the end of the header: some programs write these first
+    header, user = data.index(b"moov") + 4, data.index(b"udta") - 4
+    path.write_bytes(data[:header] + data[user:] + data[header:user])
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].disposition & Disposition.attached_pic
+    assert [round(int(frame[16, 24, 0]) / 20) for frame in read_frames(path)] == list(range(10))
+    assert round(25 * probe(path).duration) == 10 and len(list(sample_frames(path, 4))) == 4
+    assert round(int(FrameReader(path)[9][16, 24, 0]) / 20) == 9
+
+
+def test_a_name_that_looks_like_an_address_is_a_file(tmp_path, monkeypatch):
+    clip = encode(tmp_path / "clip.mkv", [corners()] * 3, container="matroska")
+    save_wav(tmp_path / "talk:1.wav", np.full(1600, 0.5, np.float32))
+    clip.rename(tmp_path / "talk:1.mkv")
+    monkeypatch.chdir(tmp_path)
+    assert probe(Path("talk:1.mkv")).width == 80 and len(load_audio(Path("talk:1.wav"))) == 1600
+
+
 def test_uneven_frame_times_come_out_even(tmp_path):
     """A screen recorder writes a frame when something changes: frame i is what was shown at i / 25 s."""
     times = [0, 10, 200, 210, 800, 1000]
@@ -86,6 +139,46 @@ def test_other_containers_are_read(tmp_path, container, suffix):
     frames = [np.full((16, 16, 3), 8 * k, np.uint8) for k in range(20)]
     path = encode(tmp_path / f"clip.{suffix}", frames, container=container, tick=1000 if suffix == "mkv" else 25)
     assert [int(frame[0, 0, 0]) // 8 for frame in read_frames(path)] == list(range(20))
+
+
+def encode_reordered(path, codec, count=50, skipped=(), reordered=3):
+    """Grey frames, 4 levels brighter each, some of which (B-frames) refer to later ones and are stored behind them."""
+    with av.open(str(path), "w") as out:
+        options = {"bf": str(reordered), "g": "12"} | ({} if codec == "libx264" else {"qmin": "1", "qmax": "1"})
+        stream = out.add_stream(codec, rate=25, width=48, height=32, pix_fmt="yuv420p", options=options)
+        stream.codec_context.time_base = Fraction(1, 25)
+        for i in set(range(count)) - set(skipped):
+            picture = av.VideoFrame.from_ndarray(np.full((32, 48, 3), 20 + 4 * i, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = i, Fraction(1, 25)
+            out.mux(stream.encode(picture))
+        out.mux(stream.encode(None))
+    return path
+
+
+def numbers(frames):
+    """Which of encode_reordered's frames are shown."""
+    return [round((int(frame[16, 24, 0]) - 20) / 4) for frame in frames]
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.avi", "libx264"), ("b.avi", "mpeg4"), ("a.ts", "libx264"), ("a.mpg", "mpeg2video"), ("a.mkv", "libx264"),
+     ("a.mp4", "libx264")],
+)  # fmt: skip
+def test_reordered_frames_come_in_the_order_they_are_shown_in_from_any_container(tmp_path, monkeypatch, name, codec):
+    path = encode_reordered(tmp_path / name, codec)
+    assert numbers(read_frames(path)) == list(range(50))
+    monkeypatch.setattr(FrameReader, "BYTES", 3 * 48 * 32 * 7)
+    frames = FrameReader(path)
+    order = [*range(50), *range(49, -1, -3), 30, 0, 49, 60]
+    assert numbers(frames[i] for i in order) == [min(i, 49) for i in order]
+    samples = list(sample_frames(path, 8))
+    assert len(samples) == 8 and numbers(image for _, image in samples) == [round(25 * seconds) for seconds, _ in samples]
+
+
+def test_pictures_that_an_avi_leaves_out_leave_the_others_at_their_time(tmp_path):
+    path = encode_reordered(tmp_path / "gaps.avi", "mpeg4", skipped=(20, 21, 22), reordered=0)
+    assert numbers(read_frames(path)) == [19 if i in (20, 21, 22) else i for i in range(50)]
 
 
 def test_samples_are_spread_in_order_and_true(tmp_path):
@@ -155,6 +248,7 @@ def test_ten_bits_of_ordinary_range_keep_their_values(tmp_path):
     ("name", "video", "pixels", "audio", "rate", "layout"),
     [("a.mov", "libx264", "yuv420p", "aac", 48_000, "stereo"), ("a.mkv", "libx264", "yuv422p10le", "flac", 44_100, "stereo"),
      ("a.webm", "libvpx-vp9", "yuv420p", "libopus", 48_000, "stereo"), ("a.avi", "mpeg4", "yuv420p", "pcm_s16le", 22_050, "mono"),
+     ("b.avi", "libx264", "yuv420p", "pcm_s16le", 48_000, "stereo"), ("a.ts", "libx264", "yuv420p", "aac", 48_000, "stereo"),
      ("a.mp4", "libx264", "yuv420p", "aac", 48_000, "5.1")],
 )  # fmt: skip
 def test_sound_of_any_container_rate_and_channels_comes_in_at_its_time(tmp_path, name, video, pixels, audio, rate, layout):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from data_utils import report
 from data_utils.stage import Stage
@@ -45,33 +46,37 @@ FACTS = {
                              "the clip is only 9 s long: sounds it lacks will be guessed"],
                 "face_boxes": [[1.0, 2.0, 3.0, 4.0]] * 48},
     "audio": {"backend": "mel", "loudness_db": -20.0, "audio_offset_seconds": -0.08, "warnings": []},
-    "bundle_adjustment": {"backend": "dis", "reprojection_error_px": 0.31, "still_jitter_px": 0.09,
-                          "warnings": ["rigid points miss their tracks by 2.00 px"]},
-    "transforms": {"av_offset_applied": 0, "warnings": [],
+    "bundle_adjustment": {"backend": "dis", "reprojection_error_px": 0.31, "still_jitter_px": 0.09, "rigid_share": 0.91,
+                          "reprojection_error_all_px": 0.62, "warnings": ["points of the head miss their tracks by 2.00 px"]},
+    "transforms": {"backend": "flow", "av_offset_applied": 0, "warnings": [],
                    "av_offset": {"offset": -1, "correlation": 0.5, "stability": 0.99, "curve": [0.1, 0.5, 0.1]}},
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """(folder, report.json, page) of a small data set with records of four stages."""
+    """(folder, report.json, page) of a small data set with records of some stages."""
     folder = write_tiny_dataset(tmp_path_factory.mktemp("report") / "a <b> & c")
     write_json(folder.valid, {"valid": list(range(2, 15)), "dropped": {
         **{str(i): "no face" for i in (0, 1, *range(15, 21))}, "21": "several faces"}})  # fmt: skip
-    stages = [Stage(k, name, "tests.none", (), ()) for k, name in enumerate(FACTS)]
+    return folder, *write(folder, FACTS)
+
+
+def write(folder, facts):
+    """(report.json, page) where the stages left these facts."""
+    stages = [Stage(k, name, "tests.none", (), ()) for k, name in enumerate(facts)]
     for stage in stages:
         write_json(stage.record_path(folder), {
             "stage": stage.number, "name": stage.name, "options": {}, "seconds": 1.5, "peak_memory_mb": 100.0,
-            "peak_memory_is_of": "stage", "finished": "2026-01-01T00:00:00", "facts": FACTS[stage.name]})  # fmt: skip
-    options = types.SimpleNamespace(video="my clip.mp4", use_3dmm=False, part="all")
-    page = report.write(folder, stages, options)
-    return folder, read_json(folder.report), page.read_text()
+            "peak_memory_is_of": "stage", "finished": "2026-01-01T00:00:00", "facts": facts[stage.name]})  # fmt: skip
+    page = report.write(folder, stages, types.SimpleNamespace(video="my clip.mp4", use_3dmm=False, part="all"))
+    return read_json(folder.report), page.read_text()
 
 
 def test_the_worst_warning_comes_first_and_an_unknown_one_last(written):
     _, summary, page = written
     starts = [warning["text"][:12] for warning in summary["warnings"]]
-    assert starts == ["rigid points", "the clip is ", "the top of t", "a thing nobo"]
+    assert starts == ["points of th", "the clip is ", "the top of t", "a thing nobo"]
     assert [page.index(start) for start in starts] == sorted(page.index(start) for start in starts)
 
 
@@ -87,6 +92,24 @@ def test_the_figures_say_what_the_stages_found(written):
     assert (figures["reprojection_error_px"], figures["jitter_px"], figures["loudness_db"]) == (0.31, 0.09, -20.0)
     assert (figures["av_offset_frames"], figures["av_offset_of_time_stamps"], figures["av_offset_measured_beyond"]) == (-3, -2, -1)
     assert "-3 frames: -2 by its time stamps" in page
+    assert (figures["reprojection_error_all_px"], figures["rigid_share"]) == (0.62, 0.91) and "0.62 px" in page and "91%" in page
+
+
+@pytest.mark.parametrize(("backend", "error", "range_mm"), [("flow", 0.31, 20), ("3dmm", 0.77, 60)])
+def test_figures_warnings_and_curves_are_of_the_pose_that_the_transforms_hold(tmp_path, backend, error, range_mm):
+    """A folder that was made both ways has both files."""
+    folder = write_tiny_dataset(tmp_path / "both")
+    write_json(folder.valid, {"valid": list(range(22)), "dropped": {}})
+    for path, unit in ((folder.bundle_adjustment, 0.01), (folder.track_params, 0.3)):  # m and dm
+        place = torch.linspace(-unit, unit, 22)[:, None].repeat(1, 3)
+        torch.save({"euler": torch.zeros(22, 3), "trans": place, "focal": torch.ones(1)}, path)
+    tracking, transforms = {"backend": "mesh", "rigid_error_px": 0.77}, {**FACTS["transforms"], "backend": backend}
+    facts = FACTS | {"face_tracking": tracking, "transforms": transforms}
+    summary, page = write(folder, facts)
+    assert summary["figures"]["reprojection_error_px"] == error
+    assert ("miss their tracks" in page) == (backend == "flow") and len(summary["stages"]) == len(facts)
+    curve = page[page.index("mm from the median") - 200 :]
+    assert f">{range_mm / 2:.3g}<" in curve and f">-{range_mm / 2:.3g}<" in curve
 
 
 def test_the_page_is_whole_names_are_escaped_and_every_reason_of_a_drop_is_shown(written):

@@ -1,6 +1,7 @@
 """Sound that streams: equal to the sound read at once, in memory that does not grow, and never out of step with the frames."""
 
 import tracemalloc
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -117,6 +118,24 @@ def test_samples_that_are_no_numbers_are_silence(tmp_path):
 def test_a_folder_given_for_sound_is_called_one(tmp_path):
     with pytest.raises(UserError, match="is a folder"):
         load_audio(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "pcm_u8"), ("a.mp4", "aac")])
+def test_packets_that_are_missing_leave_silence_and_all_that_follows_at_its_time(tmp_path, name, codec):
+    """A tone starts after 3 s; the packets from 0.7 to 2.7 s are left out."""
+    rate = 16_000
+    tone = (0.4 * np.sin(np.arange(4 * rate) / 5) * (np.arange(4 * rate) >= 3 * rate)).astype(np.float32)
+    with av.open(str(tmp_path / name), "w") as out:
+        stream = out.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+        pieces = av.AudioResampler(stream.format.name, "mono", rate, frame_size=1024).resample(frame)
+        for packet in [packet for piece in (*pieces, None) for packet in stream.encode(piece)]:
+            if packet.pts is None or not 0.7 < packet.pts * packet.time_base < 2.7:
+                out.mux(packet)
+    samples = load_audio(tmp_path / name)
+    assert abs(len(samples) / rate - 4) < 0.1 and abs(np.flatnonzero(np.abs(samples) > 0.2)[0] / rate - 3) < 0.01
+    assert np.abs(samples[rate : 2 * rate]).max() < 1e-6
 
 
 def test_a_file_damaged_in_its_middle_is_refused_before_anything_is_rendered(tmp_path):

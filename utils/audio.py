@@ -16,6 +16,7 @@ from utils.errors import UserError
 from utils.files import atomic_path
 
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+GAP = 0.02  # seconds by which time stamps may run ahead of the sound itself
 
 
 def load_audio(path: Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
@@ -110,7 +111,7 @@ def _open(path: Path) -> av.container.InputContainer:
     if not path.is_file():
         raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; give an audio file")
     try:
-        container = av.open(str(path))
+        container = av.open(str(path.absolute()))  # FFmpeg would take "talk:1.mp4" for a protocol
     except av.FFmpegError as error:
         raise _undecodable(path, error) from None
     if not container.streams.audio:
@@ -140,6 +141,23 @@ class _Resampler:
         return rest + self._inner.resample(frame)
 
 
+def _in_time(frames: Iterator[av.AudioFrame]) -> Iterator[av.AudioFrame]:
+    """The frames of a track, with silence where their time stamps jump ahead: what is missing does not bring the rest forward."""
+    end = None  # seconds
+    for frame in frames:
+        end = frame.time if end is None else end
+        while frame.time is not None and frame.time - end > GAP:
+            missing = round((frame.time - end) * frame.sample_rate)
+            silence = av.AudioFrame(frame.format.name, frame.layout.name, min(missing, frame.sample_rate))
+            for plane in silence.planes:
+                plane.update((b"\x80" if frame.format.name in ("u8", "u8p") else b"\0") * plane.buffer_size)
+            silence.sample_rate = frame.sample_rate
+            yield silence
+            end += silence.samples / frame.sample_rate
+        yield frame
+        end = None if end is None else end + frame.samples / frame.sample_rate
+
+
 def _decode(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
     """(C, n) float32 pieces of about a second."""
     parts: list[np.ndarray] = []
@@ -147,7 +165,8 @@ def _decode(path: Path, rate: int, layout: str) -> Iterator[np.ndarray]:
     with _open(path) as container:
         resampler = _Resampler(format="fltp", layout=layout, rate=rate)
         try:
-            for frame in itertools.chain(container.decode(audio=0), [None]):  # None draws out what the resampler holds back
+            # None draws out what the resampler holds back
+            for frame in itertools.chain(_in_time(container.decode(audio=0)), [None]):
                 for out in resampler.resample(frame):
                     parts.append(np.nan_to_num(out.to_ndarray(), posinf=0, neginf=0))  # what is no number is silence
                     count += out.samples

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
+import heapq
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from av.stream import Disposition
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
 from utils import encoders, hdr
@@ -19,6 +23,9 @@ from utils.constants import FPS, SAMPLE_RATE
 from utils.encoders import Codec
 from utils.errors import UserError
 from utils.files import atomic_path
+
+Show = Callable[[], np.ndarray]  # makes the (H, W, 3) uint8 RGB picture: not all that are decoded are wanted
+Picture = tuple[float, Show]  # and its seconds
 
 
 @dataclasses.dataclass
@@ -38,33 +45,38 @@ def _open(path: Path) -> av.container.InputContainer:
     if not path.is_file():
         raise UserError(f"{path} does not exist; give the path of a video file")
     try:
-        return av.open(str(path))
+        return av.open(str(path.absolute()))  # FFmpeg would take "talk:1.mp4" for a protocol
     except av.FFmpegError as error:
         raise UserError(f"{path} cannot be read as a video ({error.strerror}); it may be truncated, or no video at all") from None
+
+
+def video_stream(container: av.container.InputContainer) -> av.VideoStream | None:
+    """The first track of moving pictures, which a cover picture is not; None if there is none."""
+    return next((s for s in container.streams.video if not s.disposition & Disposition.attached_pic), None)
 
 
 def probe(path: Path) -> VideoInfo:
     """Raises UserError if the file is absent, unreadable or has no picture."""
     with _open(path) as container:
-        if not container.streams.video:
+        stream = video_stream(container)
+        if stream is None:
             raise UserError(f"{path} has no video track; give a video of one talking person")
-        stream = container.streams.video[0]
         seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
-        try:
-            first = next(container.decode(video=0), None)
-        except av.FFmpegError as error:
-            raise UserError(f"{path} cannot be decoded ({error.strerror}): it is truncated or damaged; export it again as "
-                            "H.264 mp4") from None  # fmt: skip
-        if first is None:
-            raise UserError(f"{path} holds no decodable picture: it is truncated or damaged; export it again as H.264 mp4")
-        width, height = first.width, first.height
-        if first.rotation % 180:
-            width, height = height, width
-        offset = 0.0
-        if container.streams.audio and container.streams.audio[0].start_time is not None and first.time is not None:
-            sound = container.streams.audio[0]
-            offset = float(sound.start_time * sound.time_base) - first.time
-        return VideoInfo(width, height, float(stream.average_rate or FPS), seconds, bool(container.streams.audio), offset)
+        rate, sound = float(stream.average_rate or FPS), next(iter(container.streams.audio), None)
+        sound_start = None if sound is None or sound.start_time is None else float(sound.start_time * sound.time_base)
+        # AVI starts both tracks at zero; its pictures' own stamps are guesses
+        start = 0.0 if container.format.name == "avi" else None
+    time, show = _first(path)
+    height, width = show().shape[:2]
+    offset = 0.0 if sound_start is None else sound_start - (time if start is None else start)
+    return VideoInfo(width, height, rate, seconds, sound is not None, offset)
+
+
+def _first(path: Path) -> Picture:
+    first = next(_decoded(path), None)
+    if first is None:
+        raise UserError(f"{path} holds no decodable picture: it is truncated or damaged; export it again as H.264 mp4")
+    return first
 
 
 def sample_frames(path: Path, count: int) -> Iterator[tuple[float, np.ndarray]]:
@@ -72,88 +84,142 @@ def sample_frames(path: Path, count: int) -> Iterator[tuple[float, np.ndarray]]:
 
     Fast: keyframes serve where one lies near enough. Raises UserError if the file ends before the length its header promises.
     """
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        times, keys = _packet_times(path, container, stream)
-        start, end = times[0], times[-1]
-        spacing = (end - start) / count
-        frames, position, last = None, -np.inf, -np.inf
-        for k in range(count):
-            target = start + (k + 0.5) * spacing
-            near = keys[np.abs(keys - target).argmin()]
-            target = near if abs(near - target) <= spacing / 2 else target
-            target = times[np.searchsorted(times, target, side="right") - 1]
-            if target <= last:
-                continue
-            key = keys[np.searchsorted(keys, target, side="right") - 1]
-            try:
-                if frames is None or key > position:
-                    container.seek(round(key / stream.time_base), stream=stream)
-                    frames = container.decode(stream)
-                for frame in frames:
-                    position = float(frame.pts * stream.time_base) if frame.pts is not None else position
-                    if position >= target - 1e-6:
-                        break
-                else:
-                    return
-            except av.FFmpegError as error:
-                raise UserError(f"{path} is damaged {target - start:.1f} s from its start ({error.strerror}); "
-                                "cut the clip before that point or export it again") from None  # fmt: skip
-            last = target
-            yield float(position - start), _to_rgb(frame)
+    times, keys = _packet_times(path)
+    start, end = times[0], times[-1]
+    spacing = (end - start) / count
+    pictures, position, last = None, -np.inf, -np.inf
+    for k in range(count):
+        target = start + (k + 0.5) * spacing
+        near = keys[np.abs(keys - target).argmin()]
+        target = near if abs(near - target) <= spacing / 2 else target
+        target = times[np.searchsorted(times, target, side="right") - 1]
+        if target <= last:
+            continue
+        if pictures is None or keys[np.searchsorted(keys, target, side="right") - 1] > position:
+            pictures = _decoded(path, keys, target)
+        found = next((picture for picture in pictures if picture[0] >= target - 1e-6), None)
+        if found is None:
+            return
+        position, show = found
+        last = target
+        yield float(position - start), show()
 
 
-def _packet_times(path: Path, container: av.container.InputContainer, stream: av.VideoStream) -> tuple[np.ndarray, np.ndarray]:
+def _packet_times(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Seconds of every picture and of every keyframe, ascending, without decoding; refuses a file that ends too early."""
     times, keys, end = [], [], 0.0
-    try:
-        for packet in container.demux(stream):
-            if packet.pts is not None:
-                times.append(float(packet.pts * stream.time_base))
-                end = max(end, times[-1] + float((packet.duration or 0) * stream.time_base))
-                if packet.is_keyframe:
-                    keys.append(times[-1])
-    except av.FFmpegError as error:
-        raise UserError(f"{path} is damaged ({error.strerror}); export it again") from None
+    with _open(path) as container:
+        stream = video_stream(container)
+        try:
+            for packet in container.demux(stream):
+                if packet.pts is not None:
+                    times.append(float(packet.pts * stream.time_base))
+                    end = max(end, times[-1] + float((packet.duration or 0) * stream.time_base))
+                    if packet.is_keyframe:
+                        keys.append(times[-1])
+        except av.FFmpegError as error:
+            raise UserError(f"{path} is damaged ({error.strerror}); export it again") from None
+        promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        stampless = container.format.name == "mpeg"  # a program stream entered midway counts its pictures' times from a guess
     if not times or not keys:
         raise UserError(f"{path} holds no decodable picture: it is truncated or damaged; export it again as H.264 mp4")
-    promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
     held = end - min(times)
     if held < promised - max(0.25, 0.01 * promised):
         raise UserError(f"{path} is truncated: it holds {held:.1f} s of the {promised:.1f} s its header promises; "
                         "copy or export it again")  # fmt: skip
-    return np.sort(times), np.sort(keys)
+    return np.sort(times), np.sort(keys)[: 1 if stampless else None]
+
+
+def _decoded(path: Path, keys: Sequence[float] = (), time: float = -np.inf) -> Iterator[Picture]:
+    """The pictures of a video in their order, from a keyframe at or before `time` on, or from the first.
+
+    keys: seconds of the keyframes, ascending. Raises UserError naming the moment if the stream is damaged.
+    """
+    before = [key for key in keys[1:] if key <= time][::-1]
+    for key in (*before[:2], *before[3:4], None):  # a seek may end a keyframe late; None: the beginning
+        with _open(path) as container:
+            stream, last = video_stream(container), None
+            stream.thread_type = "AUTO"
+            try:
+                if key is not None:
+                    container.seek(round(key / stream.time_base), stream=stream)
+                for last, picture in _timed(stream, key is not None):
+                    if key is not None and last > time:
+                        break
+                    key = None  # it was entered in time
+                    yield last, picture
+                if key is None:
+                    return
+            except av.FFmpegError as error:
+                if key is not None:
+                    continue  # there is no way in here; the beginning will tell
+                if last is None:
+                    raise UserError(f"{path} cannot be decoded ({error.strerror}): it is truncated or damaged; export it again as "
+                                    "H.264 mp4") from None  # fmt: skip
+                start = float((stream.start_time or 0) * stream.time_base)
+                raise UserError(f"{path} is damaged {last - start:.1f} s from its start ({error.strerror}); "
+                                "cut the clip before that point or export it again") from None  # fmt: skip
+
+
+def _timed(stream: av.VideoStream, from_keyframe: bool) -> Iterator[Picture]:
+    """The pictures of a stream from where it stands (or from the first keyframe there), with times that ascend.
+
+    Pictures come out of a decoder in the order they are shown in. AVI knows no times but that pictures are stored at, and not
+    in this order: the next one shown has the earliest. Elsewhere a stamp that is missing or goes back is not believed.
+    """
+    stored, times, begin = stream.container.format.name == "avi", [], None
+    tick, aspect, last = 1 / float(stream.average_rate or FPS), stream.sample_aspect_ratio or 1, None
+    for packet in stream.container.demux(stream):
+        if packet.pts is not None:
+            begin = packet.pts if begin is None and packet.is_keyframe else begin
+            if stored:
+                heapq.heappush(times, packet.pts)
+        for frame in packet.decode():
+            from_keyframe &= not frame.key_frame
+            if from_keyframe:
+                continue  # shown before the keyframe, it needs pictures that were passed over
+            while times and begin is not None and times[0] < begin:
+                heapq.heappop(times)
+            stamp = heapq.heappop(times) if times else frame.pts
+            time = 0.0 if stamp is None else float(stamp * stream.time_base)
+            last = time if last is None or time > last else last + tick
+            yield last, functools.partial(_to_rgb, frame, aspect)
+
+
+def _at_rate(pictures: Iterator[Picture], fps: int, index: int = 0, origin: float | None = None) -> Iterator[tuple[int, Show]]:
+    """Yield (i, picture) for i = index, index + 1, ...: what is on display i / fps s after `origin`, by default the first picture.
+
+    The last picture is shown once; it is the only one where the video has ended before.
+    """
+    shown = None
+    for time, show in pictures:
+        origin = time if origin is None else origin
+        # a quarter of a frame of tolerance, so that 25 fps material maps one to one
+        while shown is not None and (index + 0.25) / fps < time - origin:
+            yield index, shown
+            index += 1
+        shown = show
+    if shown is not None:
+        yield index, shown
 
 
 def read_frames(path: Path, fps: int = FPS, start: int = 0) -> Iterator[np.ndarray]:
-    """Yield (H, W, 3) uint8 RGB frames at `fps`, upright: frame i is the picture shown at i / fps s from the first one.
+    """Yield (H, W, 3) uint8 RGB frames at `fps`, upright, of square pixels: frame i is what is shown at i / fps s from the first.
 
     Frames before `start` are decoded but not converted. Raises UserError naming the moment if the stream is damaged.
     """
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        index, origin, shown = 0, None, None
-        try:
-            for count, frame in enumerate(container.decode(stream)):
-                time = float(frame.pts * stream.time_base) if frame.pts is not None else count / float(stream.average_rate or fps)
-                origin = time if origin is None else origin
-                # half a source tick of tolerance, so that 25 fps material maps one to one
-                while shown is not None and (index + 0.5) / fps < time - origin + 0.25 / fps:
-                    if index >= start:
-                        yield _to_rgb(shown)
-                    index += 1
-                shown = frame
-        except av.FFmpegError as error:
-            raise UserError(f"{path} is damaged {index / fps:.1f} s from its start ({error.strerror}); "
-                            "cut the clip before that point or export it again") from None  # fmt: skip
-        if shown is not None and index >= start:
-            yield _to_rgb(shown)
+    for index, show in _at_rate(_decoded(path), fps):
+        if index >= start:
+            yield show()
 
 
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-    image = frame.to_ndarray(format="rgb24")
+def _to_rgb(frame: av.VideoFrame, aspect: Fraction | int = 1) -> np.ndarray:
+    """(H, W, 3) uint8, upright; pixels `aspect` times as wide as they are high become square ones, the width an even number."""
+    if aspect == 1:
+        image = frame.to_ndarray(format="rgb24")
+    else:
+        width = max(2, 2 * round(frame.width * aspect / 2))
+        image = frame.to_ndarray(format="rgb24", width=width, height=frame.height, interpolation="BICUBIC")
     if frame.color_trc in (hdr.PQ, hdr.HLG):
         image = hdr.to_standard_range(image, frame.color_trc)
     # frame.rotation is the counter-clockwise turn (degrees) that shows the picture upright
@@ -165,54 +231,46 @@ class FrameReader:
     """Frames of a video by number, as `read_frames` counts them, forth or back: those around the last one are held.
 
     Going back means decoding from a keyframe on, so a block of frames is decoded at a time; two blocks are held, 250 MB of
-    a video of any size. Safe to call from several threads.
+    a video of any size. Safe to call from several threads, which should ask for all they want at once.
     """
 
     BYTES = 125_000_000  # of a block
 
     def __init__(self, path: Path, fps: int = FPS):
         self._path, self._fps, self._lock = path, fps, threading.Lock()
-        with _open(path) as container:
-            stream = container.streams.video[0]
-            self._times, self._keys = _packet_times(path, container, stream)
-        info = probe(path)
-        self.width, self.height = info.width, info.height
-        self._block = max(4, self.BYTES // (3 * info.width * info.height))
+        self._keys = _packet_times(path)[1].tolist()
+        self._origin, show = _first(path)
+        self.height, self.width = show().shape[:2]
+        self._block = max(4, self.BYTES // (3 * self.width * self.height))
         self._blocks: collections.OrderedDict[int, list[np.ndarray]] = collections.OrderedDict()
 
     def __getitem__(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB; the last frame for any index beyond the end. Raises UserError if the video is damaged there."""
-        number = index // self._block
+        return self.batch([index])[0]
+
+    def batch(self, indices: Sequence[int]) -> list[np.ndarray]:
+        """The frames of these numbers, each as `self[index]`; no other thread's wish comes in between."""
         with self._lock:
-            if number not in self._blocks:
-                while len(self._blocks) > 1:
-                    self._blocks.popitem(last=False)
-                self._blocks[number] = self._decode(number * self._block)
-            self._blocks.move_to_end(number)
-            frames = self._blocks[number]
+            return [self._frame(index) for index in indices]
+
+    def _frame(self, index: int) -> np.ndarray:
+        number = index // self._block
+        if number not in self._blocks:
+            while len(self._blocks) > 1:
+                self._blocks.popitem(last=False)
+            self._blocks[number] = self._decode(number * self._block)
+        self._blocks.move_to_end(number)
+        frames = self._blocks[number]
         return frames[min(index % self._block, len(frames) - 1)]
 
     def _decode(self, first: int) -> list[np.ndarray]:
-        wanted = self._times[0] + (np.arange(first, first + self._block) + 0.25) / self._fps  # tolerance as in read_frames
-        shown = np.unique(self._times[np.maximum(np.searchsorted(self._times, wanted, side="right") - 1, 0)], return_inverse=True)
-        pictures: list[np.ndarray] = []
-        with _open(self._path) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            key = self._keys[np.searchsorted(self._keys, shown[0][0], side="right") - 1]
-            try:
-                container.seek(round(key / stream.time_base), stream=stream)
-                for frame in container.decode(stream):
-                    if abs(float(frame.pts * stream.time_base) - shown[0][len(pictures)]) < 1e-6:
-                        pictures.append(_to_rgb(frame))
-                        if len(pictures) == len(shown[0]):
-                            break
-            except av.FFmpegError as error:
-                raise UserError(f"{self._path} is damaged about {first / self._fps:.1f} s from its start ({error.strerror}); "
-                                "export it again as H.264 mp4") from None  # fmt: skip
-        if not pictures:
-            raise UserError(f"{self._path} ends before {first / self._fps:.1f} s; export it again as H.264 mp4")
-        return [pictures[min(k, len(pictures) - 1)] for k in shown[1]]
+        pictures = _decoded(self._path, self._keys, self._origin + (first + 0.25) / self._fps)
+        frames: list[np.ndarray] = []
+        before = None
+        for _, show in itertools.islice(_at_rate(pictures, self._fps, first, self._origin), self._block):
+            frames.append(frames[-1] if show is before else show())
+            before = show
+        return frames
 
 
 # what HD players expect, and what every file of ours says of itself; untagged, some would take BT.601 for it and shift the hues

@@ -7,6 +7,7 @@ loaded, and not run.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_utils.face_parsing.clip import Clip
+from data_utils.face_parsing.steady import Parsed, steadied, with_neighbours
 from data_utils.per_frame import ordered_map
 from utils import model_store
 from utils.constants import CLASS_NAMES
@@ -176,11 +178,12 @@ class BiSeNet:
     def run(self, clip: Clip, todo: list[int], device: str = "cpu") -> Iterator[tuple[int, np.ndarray]]:
         """Yield (frame id, (H, W) uint8 classes) for the ids of `todo`, in order."""
         network = load_network(model_store.find("bisenet"), device)
-        size = BATCH[torch.device(device).type]
-        batch: list[tuple[int, np.ndarray]] = []
-        for i, frame in ordered_map(lambda i: (i, clip.frame(i)), todo):
-            batch.append((i, frame))
-            if len(batch) == size or i == todo[-1]:
-                ids, frames = zip(*batch, strict=True)
-                yield from zip(ids, parse(network, list(frames)), strict=True)
-                batch = []
+        yield from steadied(_parsed(network, clip, with_neighbours(todo, clip.found)), todo)
+
+
+def _parsed(network: BiSeNetNetwork, clip: Clip, ids: list[int]) -> Iterator[Parsed]:
+    size = BATCH[next(network.parameters()).device.type]
+    pictures = ordered_map(lambda i: (i, clip.frame(i)), ids)
+    while batch := list(itertools.islice(pictures, size)):
+        numbers, frames = zip(*batch, strict=True)
+        yield from zip(numbers, frames, parse(network, list(frames)), strict=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_utils.face_parsing.clip import Clip
 from data_utils.face_parsing.person import PersonMask
+from data_utils.face_parsing.steady import Parsed, steadied, with_neighbours
 from utils import model_store
 from utils.constants import BACKGROUND, CLOTH, HAIR
 
@@ -27,6 +28,9 @@ class BiSeNetV2:
 
     def run(self, clip: Clip, todo: list[int], device: str = "cpu") -> Iterator[tuple[int, np.ndarray]]:
         """Yield (frame id, (H, W) uint8 classes) for the ids of `todo`, in order; always on the CPU."""
+        yield from steadied(self._parsed(clip, with_neighbours(todo, clip.found)), todo)
+
+    def _parsed(self, clip: Clip, ids: list[int]) -> Iterator[Parsed]:
         from ai_edge_litert.interpreter import Interpreter
 
         network = Interpreter(str(model_store.find("bisenetv2")))
@@ -34,14 +38,14 @@ class BiSeNetV2:
         entry, result = network.get_input_details()[0], network.get_output_details()[0]
         side = int(entry["shape"][1])
         with PersonMask() as person:
-            for i in todo:
+            for i in ids:
                 frame = clip.frame(i)
                 to_crop = crop_transform(clip.points[i], side)
                 crop = cv2.warpAffine(frame, to_crop, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
                 network.set_tensor(entry["index"], (crop[None].astype(np.float32) / 255 - 0.5) / 0.5)
                 network.invoke()
                 labels = network.get_tensor(result["index"]).reshape(side, side).astype(np.uint8)
-                yield i, paste(labels, to_crop, person(frame), clip.points[i])
+                yield i, frame, paste(labels, to_crop, person(frame), clip.points[i])
 
 
 def crop_transform(points: np.ndarray, side: int) -> np.ndarray:

@@ -48,10 +48,12 @@ def read_fit(folder: DatasetFolder, face_model: str = "auto") -> Fit:
     """The tracker's result as stage 7 left it, all frames. Raises UserError if it belongs to another face model."""
     params = torch.load(folder.require(folder.track_params), weights_only=True)
     model = load_face_model(face_model)
-    if "identity_basis" in params:
+    basis = params.get("identity_basis")
+    if basis is not None and basis.shape[1:] == model.mean.shape:
         model = dataclasses.replace(model.with_expression(params["expression_basis"].double().numpy()),
-                                    identity=params["identity_basis"].double().numpy())  # fmt: skip
-    if len(model.identity) != params["id"].shape[1] or len(model.expression) != params["exp"].shape[1]:
-        raise UserError(f"{folder.track_params} was not fitted with the face model {model.name!r}; give --face_model")
+                                    identity=basis.double().numpy())  # fmt: skip
+    elif basis is not None or len(model.identity) != params["id"].shape[1] or len(model.expression) != params["exp"].shape[1]:
+        raise UserError(f"{folder.track_params} was not fitted with the face model {model.name!r}; run stage 7 again "
+                        "(process.py --task 7), or give the --face_model it was fitted with")  # fmt: skip
     poses = Poses(euler_to_matrix(params["euler"].double()).numpy(), params["trans"].double().numpy())
     return Fit(model, poses, params["id"][0].double().numpy(), params["exp"].double().numpy(), float(params["focal"][0]))

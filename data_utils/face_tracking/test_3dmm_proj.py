@@ -2,8 +2,8 @@
 
     python data_utils/face_tracking/test_3dmm_proj.py --path data/x
 
-Green: the mesh with the tracker's pose. Axes: the pose that training uses (bundle adjustment where there is one), x red, y green,
-z blue. Curves: error of the landmarks (yellow) and second difference of the rigid points (cyan), pixels.
+Green: the mesh with the tracker's pose. Axes: the pose that training uses (the tracker's own with --use_3dmm), x red, y green, z
+blue. Curves: error of the landmarks (yellow) and second difference of the rigid points (cyan), pixels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from data_utils.bundle_adjustment import read_bundle_adjustment
 from data_utils.face_tracking.params import read_fit, read_landmarks
 from data_utils.pose_solver import project
+from data_utils.transforms import pose_file
 from utils.dataset_folder import DatasetFolder
 from utils.errors import command_line
 from utils.image import read_rgb
@@ -38,7 +39,8 @@ def main() -> None:
     options = parser.parse_args()
     folder = DatasetFolder(options.path)
     fit = read_fit(folder, options.face_model)
-    poses, focal = read_bundle_adjustment(folder) if folder.bundle_adjustment.exists() else (fit.poses, fit.focal)
+    refined = pose_file(folder) == folder.bundle_adjustment
+    poses, focal = read_bundle_adjustment(folder) if refined else (fit.poses, fit.focal)
 
     ids = np.array(folder.valid_ids())
     height, width = read_rgb(folder.frame(int(ids[0]))).shape[:2]
