@@ -8,7 +8,7 @@ consecutive frames spread over the clip: the rigid part of a face is painted wit
 that texture, carried into the frames of every fourth run by their poses, misses their pictures by so many grey levels (RMS; each
 frame's own gain and offset set aside). The face is for all poses the one fitted with `mesh`, placed into the head of another model
 by one similarity. Structure and focal length of the flow poses come from the other runs alone; the face models' shape from all
-frames, which is to their advantage.
+frames, which is to their advantage. --photometric has its texture from the other runs too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from data_utils.face_tracking import rigid_pixels
 from data_utils.face_tracking.facemodel import load_face_model
 from data_utils.face_tracking.fit import Fit, fit_clip
 from data_utils.face_tracking.params import read_blink, read_landmarks
-from data_utils.face_tracking.surface import subdivide, vertex_normals
+from data_utils.face_tracking.photometric import refine
+from data_utils.face_tracking.surface import dense_part
 from data_utils.optical_flow import load_flow
 from data_utils.optical_flow.tracks import track
 from data_utils.pose_solver import Poses, project, still_jitter
@@ -77,13 +78,7 @@ class Pictures:
 
 def rigid_surface(fit: Fit) -> tuple[np.ndarray, np.ndarray]:
     """Points (P, 3) dm and normals of the rigid part of the clip's mean face, about one a pixel."""
-    points, faces = fit.model.vertices(fit.identity, fit.expression.mean(0)), fit.model.triangles
-    rigid = np.repeat(fit.model.rigid.astype(float)[:, None], 3, 1)
-    while (rigid[:, 0] > 0.5).sum() < DENSE_ENOUGH:
-        rigid = subdivide(rigid, faces)[0]
-        points, faces = subdivide(points, faces)
-    chosen = rigid[:, 0] > 0.5
-    return points[chosen], vertex_normals(points, faces)[chosen]
+    return dense_part(fit.model.vertices(fit.identity, fit.expression.mean(0)), fit.model.triangles, fit.model.rigid, DENSE_ENOUGH)
 
 
 def placed(points: np.ndarray, normals: np.ndarray, of: tuple[Poses, float], into: tuple[Poses, float],
@@ -108,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--face_models", nargs="+", default=["mesh"])
     parser.add_argument("--flows", nargs="+", default=["dis"])
     parser.add_argument("--blocks", type=int, default=8)
-    parser.add_argument("--device", default="cpu", help="of the flow networks")
+    parser.add_argument("--device", default="cpu", help="of the flow networks and of --photometric")
     args = parser.parse_args(argv)
     folder = DatasetFolder(args.folder)
     every = np.array(folder.valid_ids())
@@ -134,8 +129,10 @@ def main(argv: list[str] | None = None) -> None:
         fit = mesh if name == "mesh" else fitted(name)
         face = placed(*surface, (mesh.poses, mesh.focal), (fit.poses, fit.focal), centre)
         rigid = fit.model.mean[fit.model.rigid]
-        jitter, _ = still_jitter(rigid_pixels(fit.poses, fit.focal, rigid, centre) * scale, ids)
-        print(f"| --use_3dmm, {name} | {pictures.error(*face, fit.poses, fit.focal):.2f} | {jitter} | | |", flush=True)
+        refined = refine(fit, folder, ids, centre, args.device, texture_of=np.flatnonzero(~held_out))[0]
+        for poses, how in ((fit.poses, ""), (refined.poses, " --photometric")):
+            jitter, _ = still_jitter(rigid_pixels(poses, fit.focal, rigid, centre) * scale, ids)
+            print(f"| --use_3dmm{how}, {name} | {pictures.error(*face, poses, fit.focal):.2f} | {jitter} | | |", flush=True)
         for flow in args.flows:
             tracks = track(fit, folder, ids, centre, load_flow(flow, args.device), read_blink(folder)[ids])
             start = Bundle(fit.poses, tracks.points, fit.focal)

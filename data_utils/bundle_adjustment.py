@@ -11,7 +11,6 @@ import dataclasses
 
 import numpy as np
 import torch
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from data_utils.face_tracking import rigid_pixels
@@ -132,7 +131,7 @@ def facts(bundle: Bundle, start: Bundle, tracks: Tracks, rigid: np.ndarray, ids:
     noise, _ = still_jitter(np.where(rigid[..., None], tracks.pixels, np.nan) * scale, ids, head)
     seen = rigid.sum(1)
     lost = ids[seen < FEWEST_VISIBLE]
-    turn = Rotation.from_matrix(bundle.poses.rotation @ start.poses.rotation.transpose(0, 2, 1)).magnitude()
+    turn = np.linalg.norm(bundle.poses.step_from(start.poses)[:, :3], axis=1)
     warnings = []
     if error_all > LARGEST_ERROR or share < SMALLEST_SHARE:  # `error` knows nothing of what is not rigid
         warnings.append(f"points of the head miss their tracks by {error_all:.2f} px, and {share:.0%} of their views move with it; "
@@ -184,22 +183,17 @@ class BundleProblem:
         error = project_tensor(points, bundle.poses[frames], bundle.focal, self.centre) - self.pixels[frames]
         return torch.where(self.visible[frames], (error**2).sum(-1) / self.noise**2, 0.0)
 
-    def from_start(self, poses: Poses) -> np.ndarray:
-        """(F, 6) how far poses have moved from the prior's."""
-        turn = Rotation.from_matrix(poses.rotation @ self.start.poses.rotation.transpose(0, 2, 1)).as_rotvec()
-        return np.concatenate([turn, poses.translation - self.start.poses.translation], 1)
-
     def cost(self, bundle: Bundle) -> float:
         data = sum(cauchy(self.squared(bundle, frames), ROBUST)[0].sum() for frames in chunks(len(self.pixels)))
         prior = (self.anchor * (bundle.points - self.start.points) ** 2).sum()
         prior += self.focal_precision * np.log(bundle.focal / self.start.focal) ** 2
-        prior += (self.pose_precision * self.from_start(bundle.poses) ** 2).sum()
+        prior += (self.pose_precision * bundle.poses.step_from(self.start.poses) ** 2).sum()
         return 0.5 * float(self.share * data + prior) + (self.motion.cost(bundle.poses) if self.motion else 0.0)
 
     def propose(self, bundle: Bundle, damping: float) -> Bundle:
         count, shared = len(bundle.points), 3 * len(bundle.points) + 1 if self.free_structure else 0
         pose = np.tile(np.diag(self.pose_precision), (len(self.pixels), 1, 1))
-        pose_gradient = self.pose_precision * self.from_start(bundle.poses)
+        pose_gradient = self.pose_precision * bundle.poses.step_from(self.start.poses)
         border = np.zeros((len(self.pixels), 6, shared))
         point = self.anchor[..., None] * np.eye(3)
         point_gradient = self.anchor * (bundle.points - self.start.points)

@@ -41,6 +41,11 @@ class Poses:
         """The poses after steps (F, 6) = (rotation vector, translation)."""
         return Poses(Rotation.from_rotvec(step[:, :3]).as_matrix() @ self.rotation, self.translation + step[:, 3:])
 
+    def step_from(self, other: Poses) -> np.ndarray:
+        """(F, 6): the steps that lead from `other` here, the inverse of `moved`."""
+        turn = Rotation.from_matrix(self.rotation @ other.rotation.transpose(0, 2, 1)).as_rotvec()
+        return np.concatenate([turn, self.translation - other.translation], 1)
+
     def __getitem__(self, frames) -> Poses:
         return Poses(self.rotation[frames], self.translation[frames])
 
@@ -194,6 +199,24 @@ def solve_arrow(pose: np.ndarray, pose_gradient: np.ndarray, border: np.ndarray,
     damped = corner + np.diag(damping * np.diag(corner) + 1e-9)
     step = -cho_solve(cho_factor(damped - flat.T @ solved[:, 1:]), corner_gradient - flat.T @ solved[:, 0])
     return -(solved[:, 0] + solved[:, 1:] @ step).reshape(frames, 6), step
+
+
+@dataclasses.dataclass
+class Smoothing:
+    """Poses that move smoothly, near the `measured` ones by their `information` (F, 6, 6): a problem for levenberg_marquardt."""
+
+    measured: Poses
+    information: np.ndarray
+    motion: SmoothMotion
+
+    def cost(self, poses: Poses) -> float:
+        away = poses.step_from(self.measured)
+        return 0.5 * float(np.einsum("fi,fij,fj", away, self.information, away)) + self.motion.cost(poses)
+
+    def propose(self, poses: Poses, damping: float) -> Poses:
+        gradient = np.einsum("fij,fj->fi", self.information, poses.step_from(self.measured))
+        none = np.zeros((len(gradient), 6, 0)), np.zeros((0, 0)), np.zeros(0)
+        return poses.moved(solve_arrow(self.information, gradient, *none, damping, poses, self.motion)[0])
 
 
 State = TypeVar("State")

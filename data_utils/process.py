@@ -37,7 +37,7 @@ STAGES = (
     Stage(5, "torso", "data_utils.torso", (FRAMES, "parsing/*.png", "bc.jpg"), ("gt_imgs/*.jpg", "torso_imgs/*.png")),
     Stage(6, "landmarks", "data_utils.landmarks", (FRAMES, DENSE), ("ori_imgs/*.lms", "valid.json"), ("landmarks",)),
     Stage(7, "face_tracking", "data_utils.face_tracking", (FRAMES, DENSE, "valid.json"),
-          ("track_params.pt", "fused.ply"), ("face_model",)),
+          ("track_params.pt", "fused.ply"), ("face_model", "photometric")),
     Stage(8, "bundle_adjustment", "data_utils.bundle_adjustment", (FRAMES, DENSE, "parsing/*.png", "valid.json", "track_params.pt"),
           ("tracks.npz", "bundle_adjustment.pt"), ("flow",)),
     Stage(9, "blendshapes", "data_utils.blendshape_capture", (DENSE,), ("bs.npy",), ("blendshapes",)),
@@ -58,6 +58,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--scale", type=float, default=1.0, help="enlarge the window around the head, e.g. 1.2 (default %(default)s)")
     add("--part", choices=tuple(PART_CLASSES), default="head", help="what train.py will model (default %(default)s)")
     add("--use_3dmm", action="store_true", help="take the face tracker's own pose; no optical flow, no bundle adjustment")
+    add("--photometric", action="store_true", help="refine the face tracker's poses on the pictures, not on landmarks alone")
     add("--av_offset", type=_av_offset, default="auto", metavar="FRAMES", help="move the sound by so many frames of 1/25 s, "
         "negative = earlier; auto moves it where lips and sound are surely more than a frame apart (%(default)s)")  # fmt: skip
     add("--force", action="store_true", help="redo the stages even if they are up to date, and take clips that would be refused")

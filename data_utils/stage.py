@@ -66,7 +66,7 @@ def why_stale(stage: Stage, folder: DatasetFolder, options: argparse.Namespace) 
     if record["version"] != _version(stage):
         return "its code changed"
     for name, value in _options(stage, options).items():
-        before = record["options"].get(name)
+        before = record["options"].get(name, False)  # a switch that came since the record was off
         if value != before and not (before == "auto" and value == record["facts"].get("backend")):
             return f"--{name} was {before}, now {value}"
         if value == "auto" and (better := _better_backend(name, record["facts"].get("backend"))):

@@ -9,12 +9,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from scipy.spatial import Delaunay
 from scipy.spatial.transform import Rotation
 
 from data_utils import face_tracking
 from data_utils.face_tracking.facemodel import LIPS, FaceModel, load_face_model, read_canonical_mesh
-from data_utils.face_tracking.fit import fit_clip
+from data_utils.face_tracking.fit import Fit, fit_clip
 from data_utils.face_tracking.params import read_fit
+from data_utils.face_tracking.photometric import FEWEST_FRAMES, refine
 from data_utils.face_tracking.surface import subdivide, vertex_normals
 from data_utils.pose_solver import Poses, project
 from utils import model_store
@@ -157,5 +159,103 @@ def test_stage_writes_parameters_of_all_frames_and_a_coloured_face(model, clip, 
     assert np.allclose(np.linalg.norm(mesh.normals, axis=1), 1, atol=1e-4)
     left, right = (mesh.colours[mesh.points[:, 0] * side > 0.4].mean(0) * 255 for side in (-1, 1))
     assert np.abs(left - (200, 60, 40)).max() < 12 and np.abs(right - (40, 160, 60)).max() < 12
-    assert facts["backend"] == "mesh" and facts["landmark_error_px"] < 2
+    assert facts["backend"] == "mesh" and facts["landmark_error_px"] < 2 and "photometric" not in facts
     assert json.dumps(facts)
+
+    told = face_tracking.run(folder, argparse.Namespace(face_model="auto", photometric=True))["photometric"]
+    assert 0 <= told["explained_before"] <= told["explained_after"] <= 1 and 0 <= told["frames_kept"] <= len(ids)
+
+
+RADII, SIDE = np.array([0.7, 0.9, 0.6]), 192  # dm; px
+MIDDLE, LENS = np.full(2, SIDE / 2), 2.3 * SIDE
+
+
+@pytest.fixture(scope="module")
+def egg():
+    """A painted ellipsoid as a face model, 24 true poses of it, and its pictures (F, SIDE, SIDE)."""
+    angle = np.arange(2500) * np.pi * (3 - 5**0.5)
+    x, y = 0.85 * np.sqrt(np.arange(2500) / 2500) * np.stack([np.cos(angle), np.sin(angle)])
+    triangles = Delaunay(np.stack([x, y], 1)).simplices
+    points = np.stack([x, y, np.sqrt(1 - x**2 - y**2)], 1) * RADII
+    a, b, c = points[triangles].swapaxes(0, 1)
+    inwards = np.cross(b - a, c - a)[:, 2] < 0
+    triangles[inwards] = triangles[inwards][:, ::-1]
+    model = FaceModel("egg", points, np.zeros((0, 2500, 3)), np.zeros((0, 2500, 3)), triangles, np.arange(10), np.arange(10),
+                      np.ones(2500, bool))  # fmt: skip
+
+    time = np.arange(24) / 25
+    turn = np.stack([0.08 * np.sin(3 * time), 0.15 * np.sin(4 * time), 0.05 * np.sin(2 * time)], 1)
+    poses = Poses(Rotation.from_rotvec(turn).as_matrix(), np.stack([0.1 * np.sin(5 * time), 0 * time, -6 + 0.1 * time], 1))
+    v, u = np.mgrid[:SIDE, :SIDE] + 0.5
+    rays = np.stack([(u - MIDDLE[0]) / LENS, (MIDDLE[1] - v) / LENS, -np.ones_like(u)], 2)
+    waves = np.random.default_rng(0).normal(0, 30, (3, 12))
+    pictures = []
+    for rotation, translation in zip(poses.rotation, poses.translation, strict=True):
+        start, way = -rotation.T @ translation / RADII, rays @ rotation / RADII  # the ellipsoid becomes the unit sphere
+        p, q, r = (way**2).sum(2), way @ start, start @ start - 1
+        hit = start + ((-q - np.sqrt(np.maximum(q**2 - p * r, 0))) / p)[..., None] * way
+        pictures.append(np.where(q**2 > p * r, 128 + 10 * np.sin(RADII * hit @ waves).sum(2), 90))
+    return model, poses, np.array(pictures)
+
+
+def refined(egg, root, change=lambda pictures: pictures) -> tuple[Poses, Poses, Poses, dict]:
+    """True, disturbed and refined poses, and what is told, where the pictures are changed so."""
+    model, true, pictures = egg
+    folder, count = DatasetFolder(root), len(pictures)
+    for i, picture in enumerate(np.clip(change(pictures.copy()), 0, 255).astype(np.uint8)):
+        write_rgb(folder.frame(i), np.repeat(picture[..., None], 3, 2))
+    random = np.random.default_rng(1)
+    start = true.moved(random.normal(0, 1, (count, 6)) * [0.015, 0.015, 0.01, 0.01, 0.01, 0.04])
+    fit, told = refine(Fit(model, start, np.zeros(0), np.zeros((count, 0)), LENS), folder, np.arange(count), MIDDLE)
+    return true, start, fit.poses, told
+
+
+def off(poses: Poses, true: Poses) -> tuple[float, float]:
+    """RMS of rotation in degrees and of translation in dm, each without its mean, which pictures do not tell."""
+    away = poses.step_from(true)
+    away = away - away.mean(0)
+    return np.degrees(np.sqrt((away[:, :3] ** 2).sum(1).mean())), np.sqrt((away[:, 3:] ** 2).sum(1).mean())
+
+
+def test_photometric_refinement_brings_disturbed_poses_back(egg, tmp_path):
+    true, start, found, told = refined(egg, tmp_path)
+    assert off(start, true)[0] > 1 and off(start, true)[1] > 0.03
+    assert off(found, true)[0] < 0.15 and off(found, true)[1] < 0.01
+    assert told["frames_kept"] == 0 and told["explained_after"] > told["explained_before"] and not told["warnings"]
+
+
+def test_photometric_refinement_leaves_frames_that_do_not_show_the_face(egg, tmp_path):
+    def cover(pictures):
+        pictures[5] = 0
+        pictures[12, :, :] = np.random.default_rng(2).normal(128, 40, (SIDE, SIDE))
+        pictures[20:23] = 255
+        return pictures
+
+    true, start, found, told = refined(egg, tmp_path, cover)
+    gone = np.isin(np.arange(24), (5, 12, 20, 21, 22))
+    assert np.array_equal(found.rotation[gone], start.rotation[gone])
+    assert np.array_equal(found.translation[gone], start.translation[gone])
+    assert off(found[~gone], true[~gone])[0] < 0.2
+    assert told["frames_kept"] == 5 and "left the pose of 5 frames as it was, first 5" in told["warnings"][0]
+
+
+def test_photometric_refinement_is_not_moved_by_exposure_and_light(egg, tmp_path):
+    across = np.linspace(-1, 1, SIDE)
+
+    def expose(pictures):
+        gain, lamp = np.linspace(0.6, 1.1, 24)[:, None, None], np.linspace(-30, 30, 24)[:, None, None]
+        return gain * pictures + lamp * (1 + across) / 2
+
+    _, _, plain, _ = refined(egg, tmp_path / "plain")
+    true, _, exposed, _ = refined(egg, tmp_path / "exposed", expose)
+    assert off(exposed, true)[0] < 0.2
+    rim = egg[0].mean[::50]
+    assert np.abs(project(rim, exposed, LENS, MIDDLE) - project(rim, plain, LENS, MIDDLE)).max() < 0.15
+
+
+def test_photometric_refinement_is_left_out_where_there_are_too_few_frames(egg, tmp_path):
+    model, true, pictures = egg
+    few = FEWEST_FRAMES - 1
+    _, start, found, told = refined((model, true[:few], pictures[:few]), tmp_path)
+    assert np.array_equal(found.rotation, start.rotation) and np.array_equal(found.translation, start.translation)
+    assert f"there are {few}" in told["warnings"][0]

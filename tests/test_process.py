@@ -1,5 +1,6 @@
 """process.py: where a data set goes, what is redone, how bad input ends, and that a kill changes nothing."""
 
+import dataclasses
 import errno
 import importlib
 import os
@@ -18,6 +19,7 @@ import pytest
 from data_utils import frames, process, report
 from data_utils import stage as stage_module
 from data_utils.landmarks import read_dense
+from data_utils.process import STAGES
 from data_utils.stage import Stage, run_stage, why_stale
 from tests.test_quality import landscape, tone, write_clip
 from utils.dataset_folder import DatasetFolder
@@ -226,6 +228,17 @@ def test_naming_the_back_end_that_auto_chose_is_no_change(table):
     assert go() == []
     options.how = "other"
     assert go() == ["first"]
+
+
+def test_a_switch_that_came_after_the_record_makes_a_stage_stale_only_when_it_is_on(table):
+    _, stages, options, _ = table
+    first = dataclasses.replace(stages[0], options=("repeat", "how", "photometric"))
+    run_stage(stages[0], table[0], options)
+    options.photometric = False
+    assert why_stale(first, table[0], options) is None
+    options.photometric = True
+    assert why_stale(first, table[0], options) == "--photometric was False, now True"
+    assert "photometric" in next(stage.options for stage in STAGES if stage.name == "face_tracking")
 
 
 def test_a_better_back_end_that_appears_is_used_and_one_that_goes_away_is_not_missed(table, monkeypatch):

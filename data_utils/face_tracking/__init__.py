@@ -1,4 +1,7 @@
-"""Stage 7: fit a face model to the landmarks of the whole clip -> track_params.pt and the canonical face fused.ply."""
+"""Stage 7: fit a face model to the landmarks of the whole clip -> track_params.pt and the canonical face fused.ply.
+
+With --photometric the poses are then refined on the pictures (photometric.py).
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from data_utils.face_tracking.facemodel import load_face_model
 from data_utils.face_tracking.fit import REFERENCE_SIDE, Fit, fit_clip
 from data_utils.face_tracking.linear_face import COEFFICIENT_BOUND
 from data_utils.face_tracking.params import read_landmarks, write_params
+from data_utils.face_tracking.photometric import refine
 from data_utils.face_tracking.surface import subdivide, vertex_normals
 from data_utils.pose_solver import Poses, project, still_jitter
 from utils.dataset_folder import DatasetFolder
@@ -31,15 +35,21 @@ def run(folder: DatasetFolder, options: argparse.Namespace) -> dict:
     ids = np.array(folder.valid_ids())
     landmarks = read_landmarks(folder)
     count, landmarks = len(landmarks), landmarks[ids]
+    device = getattr(options, "device", "cpu")
     height, width = read_rgb(folder.require(folder.frame(int(ids[0])))).shape[:2]
     centre = np.array([width / 2, height / 2])
     with solver_progress("face tracking") as each:
-        fit = fit_clip(model, landmarks, ids, centre, each, getattr(options, "device", "cpu"))
+        fit = fit_clip(model, landmarks, ids, centre, each, device)
+    told = {}
+    if getattr(options, "photometric", False):
+        fit, told = refine(fit, folder, ids, centre, device)
 
     write_params(folder, fit, ids, count)
     points, normals, colours, faces = canonical_face(fit, folder, ids, centre)
     write_mesh(folder.fused, points, normals, colours, faces)
-    return _facts(fit, landmarks, ids, centre) | {"fused_vertices": len(points)}
+    facts = _facts(fit, landmarks, ids, centre) | {"fused_vertices": len(points)}
+    facts["warnings"] += told.pop("warnings", [])
+    return facts | ({"photometric": told} if told else {})
 
 
 def canonical_face(fit: Fit, folder: DatasetFolder, ids: np.ndarray, centre: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -1,4 +1,4 @@
-"""Triangle surfaces: normals and subdivision."""
+"""Triangle surfaces: normals, subdivision, and a part of one as points."""
 
 from __future__ import annotations
 
@@ -42,3 +42,13 @@ def subdivide(points: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.nda
     ab, bc, ca = (edge_of + len(points)).T
     split = np.concatenate([np.stack(f, 1) for f in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))])
     return np.concatenate([smooth, middles]), split
+
+
+def dense_part(points: np.ndarray, faces: np.ndarray, part: np.ndarray, fewest: int) -> tuple[np.ndarray, np.ndarray]:
+    """Points (P, 3) and normals of the vertices `part` (V,) bool and the surface between them, subdivided until P >= fewest."""
+    weight = np.repeat(part.astype(float)[:, None], 3, 1)
+    while (weight[:, 0] > 0.5).sum() < fewest:
+        weight = subdivide(weight, faces)[0]
+        points, faces = subdivide(points, faces)
+    chosen = weight[:, 0] > 0.5
+    return points[chosen], vertex_normals(points, faces)[chosen]
