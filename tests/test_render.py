@@ -206,16 +206,23 @@ def test_the_frame_code_can_be_held_still(model, tmp_path, monkeypatch):
     assert heads[0].deformation.conditions.tokens["frame"].still == 0
 
 
-def interrupting(monkeypatch, owner, name, *calls):
-    """Press Ctrl-C just before those calls (counted from 1) of `owner.name`."""
-    original, counter = getattr(owner, name), itertools.count(1)
+@pytest.fixture
+def interrupting(monkeypatch):
+    """interrupting(owner, name, *calls): press Ctrl-C just before those calls (counted from 1) of `owner.name`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # where the suite runs in the background it is ignored
 
-    def called(*a, **k):
-        if next(counter) in calls:
-            signal.raise_signal(signal.SIGINT)
-        return original(*a, **k)
+    def press(owner, name, *calls):
+        original, counter = getattr(owner, name), itertools.count(1)
 
-    monkeypatch.setattr(owner, name, called)
+        def called(*a, **k):
+            if next(counter) in calls:
+                signal.raise_signal(signal.SIGINT)
+            return original(*a, **k)
+
+        monkeypatch.setattr(owner, name, called)
+
+    yield press
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(
@@ -229,10 +236,10 @@ def interrupting(monkeypatch, owner, name, *calls):
     ],
 )
 def test_ctrl_c_leaves_videos_of_equal_length_that_play_and_end_in_sync(
-    model, tmp_path, monkeypatch, capfd, owner, name, calls, frames
+    model, tmp_path, interrupting, capfd, owner, name, calls, frames
 ):
     speak(tmp_path / "a.wav", seconds=1.6)
-    interrupting(monkeypatch, owner, name, *calls)
+    interrupting(owner, name, *calls)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(SystemExit) as stop:
         render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), "--batch", "5", "--visualize_attention"])
@@ -245,24 +252,24 @@ def test_ctrl_c_leaves_videos_of_equal_length_that_play_and_end_in_sync(
         assert abs(len(load_audio(video)) - frames * 640) <= 2048
 
 
-def test_ctrl_c_ends_the_program_after_the_clip_it_was_pressed_in(model, monkeypatch):
-    interrupting(monkeypatch, Consumer, "close", 1)
+def test_ctrl_c_ends_the_program_after_the_clip_it_was_pressed_in(model, interrupting):
+    interrupting(Consumer, "close", 1)
     with pytest.raises(SystemExit):
         render.main(["-m", str(model)])
     assert (model / "train").exists() and not (model / "test").exists()
 
 
-def test_an_interrupted_test_split_is_not_left_for_metrics_to_measure(model, monkeypatch):
+def test_an_interrupted_test_split_is_not_left_for_metrics_to_measure(model, interrupting):
     render.main(["-m", str(model), "--skip_train", "--batch", "1"])
-    interrupting(monkeypatch, render, "render_batch", 1)
+    interrupting(render, "render_batch", 1)
     with pytest.raises(SystemExit):
         render.main(["-m", str(model), "--skip_train", "--batch", "1"])
     assert not (model / "test/ours_7/frames.json").exists()
 
 
-def test_ctrl_c_before_the_first_frame_promises_nothing_that_is_not_so(model, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_before_the_first_frame_promises_nothing_that_is_not_so(model, tmp_path, interrupting, capsys):
     speak(tmp_path / "a.wav", seconds=0.2)
-    interrupting(monkeypatch, render, "load_avatar", 1)
+    interrupting(render, "load_avatar", 1)
     with pytest.raises(SystemExit) as stop:
         render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav")])
     assert stop.value.code == 130 and capsys.readouterr().err.splitlines() == ["stopped"]
