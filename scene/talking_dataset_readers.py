@@ -11,7 +11,7 @@ import torch
 
 from scene.cameras import intrinsics
 from scene.condition import Conditions, audio_windows
-from utils.constants import BLINK_COLUMNS, DM_PER_M, MISSING_ROWS, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
+from utils.constants import BLINK_COLUMNS, DM_PER_M, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
 from utils.dataset_folder import DatasetFolder
 from utils.errors import UserError
 from utils.files import read_json, read_npy
@@ -20,6 +20,7 @@ from utils.pose import world_to_view
 
 ENCODER_PREFERENCE = ("ave", "whisper", "hubert", "deepspeech", "mel")
 OTHER_NAMES = {"hubert": ("aud_hu.npy",), "deepspeech": ("aud_ds.npy", "aud.npy")}  # what GaussianTalker and SyncTalk call them
+ROWS_SHORT = 8  # rows that features of other tools may end before the sound, as SyncTalk's mel windows do: the last one serves
 BLINK_UNIT = "AU45_r"  # OpenFace's column, intensity 0 to 5; 2 is a closed eye
 
 
@@ -69,7 +70,7 @@ class TalkingDatasetReader:
         self.encoder = self._choose_encoder(encoder)
         file = require(self._audio_file(self.encoder))
         features = read_npy(file)
-        if len(features) + MISSING_ROWS <= (last := int(self.audio_rows[self.ids].max())):
+        if len(features) + ROWS_SHORT <= (last := int(self.audio_rows[self.ids].max())):
             raise UserError(f"{file} has {len(features)} rows, but row {last} is wanted (aud_id in transforms_*.json); "
                             "run process.py --task 1 and then --task 10 again")  # fmt: skip
         self.audio = features.reshape(len(features), -1).astype(np.float32)  # DeepSpeech: (F, 16, 29), HuBERT: (F, 2, 1024)
