@@ -10,7 +10,7 @@ nothing here costs anything.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -83,15 +83,16 @@ class Team:
 
 def batch_noise(x: Tensor) -> Tensor:
     """Gaussian noise of the shape of x (B, ...): drawn for the whole batch of all processes, of which x is our share."""
-    if not dist.is_initialized():
-        return torch.randn_like(x)
-    whole = torch.randn(dist.get_world_size() * len(x), *x.shape[1:], dtype=x.dtype, device=x.device)
-    return whole[dist.get_rank() * len(x) :][: len(x)]
+    return _our_share(x, lambda *shape: torch.randn(shape, dtype=x.dtype, device=x.device))
 
 
 def batch_dropout(x: Tensor, p: float) -> Tensor:
     """Dropout of x, whose first dimension (or the outer part of it) is the batch: the mask is drawn for that of all processes,
     of which x is our share."""
+    return x * _our_share(x, lambda *shape: torch.empty(shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p)) / (1 - p)
+
+
+def _our_share(x: Tensor, draw: Callable[..., Tensor]) -> Tensor:
+    """The rows of draw(size of the whole batch, ...) that belong to x, our part of it."""
     size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
-    kept = torch.empty(size * len(x), *x.shape[1:], dtype=torch.bool, device=x.device).bernoulli_(1 - p)
-    return x * kept[rank * len(x) :][: len(x)] / (1 - p)
+    return draw(size * len(x), *x.shape[1:])[rank * len(x) :][: len(x)]

@@ -64,11 +64,10 @@ def probe(path: Path) -> VideoInfo:
         seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
         rate, sound = float(stream.average_rate or FPS), next(iter(container.streams.audio), None)
         sound_start = None if sound is None or sound.start_time is None else float(sound.start_time * sound.time_base)
-        # AVI starts both tracks at zero; its pictures' own stamps are guesses
-        start = 0.0 if container.format.name == "avi" else None
+        starts_at_zero = container.format.name == "avi"  # both tracks do; its pictures' own stamps are guesses
     time, show = _first(path)
     height, width = show().shape[:2]
-    offset = 0.0 if sound_start is None else sound_start - (time if start is None else start)
+    offset = 0.0 if sound_start is None else sound_start - (0.0 if starts_at_zero else time)
     return VideoInfo(width, height, rate, seconds, sound is not None, offset)
 
 
