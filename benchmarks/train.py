@@ -66,10 +66,12 @@ def report_and_save(trainer: train.Trainer, log: TrainingLog) -> float:
 
 
 def step_parts(trainer: train.Trainer, repeats: int) -> dict[str, float]:
-    """Milliseconds of each part of a step at the state the trainer is in; no part changes the head but the optimizer's."""
+    """Milliseconds of each part of a step at the state the trainer is in, which is put back: the optimizer's part steps on."""
     head, optimizer, window = trainer.head, trainer.optimizer, trainer.data.window
     parameters = [p for p in trainer.optimized() if p.requires_grad]
     batch = trainer.data.batch(trainer.schedule.rows)
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    before = [(tensor, tensor.detach().clone()) for tensor in (*trainer.optimized(), *moments)]
 
     def gradient(outputs, inputs, incoming=None):
         pairs = [(o, g) for o, g in zip(outputs, incoming or [None] * len(outputs), strict=True) if o.requires_grad]
@@ -107,7 +109,11 @@ def step_parts(trainer: train.Trainer, repeats: int) -> dict[str, float]:
         "losses": losses,
         "optimizer": optimizer.step,
     }
-    return {name: milliseconds(part, trainer.device, repeats) for name, part in work.items()}
+    found = {name: milliseconds(part, trainer.device, repeats) for name, part in work.items()}
+    with torch.no_grad():
+        for tensor, value in before:
+            tensor.copy_(value)
+    return found
 
 
 def main() -> None:

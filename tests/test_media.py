@@ -49,6 +49,16 @@ def test_a_video_says_that_its_colours_are_bt709_and_they_come_back(tmp_path, na
     assert np.abs(back[32, 16::32].astype(int) - COLOURS).max() <= 3  # FFmpeg's fast way back from 4:2:0 is off by up to 2
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+def test_the_shortest_videos_are_written_by_x265(tmp_path, frames):
+    """x265 says nothing of the decoding times of one or two pictures; which ones they had was chance."""
+    for attempt in range(8):
+        with VideoWriter(tmp_path / f"{attempt}.mp4", 64, 64, codec=encoders.codec("libx265")) as writer:
+            for _ in range(frames):
+                writer.add(np.full((64, 64, 3), 99, np.uint8))
+        assert len(list(read_frames(tmp_path / f"{attempt}.mp4"))) == frames
+
+
 def test_a_lossless_video_is_not_said_to_be_yuv(tmp_path):
     with av.open(str(clip(tmp_path / "a.mp4", frames=2, lossless=True))) as container:
         assert next(container.decode(video=0)).colorspace != 1

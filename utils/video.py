@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import heapq
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -15,7 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.stream import Disposition
-from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 
 from utils import encoders, hdr
 from utils.audio import Sound
@@ -215,10 +216,10 @@ def read_frames(path: Path, fps: int = FPS, start: int = 0) -> Iterator[np.ndarr
 def _to_rgb(frame: av.VideoFrame, aspect: Fraction | int = 1) -> np.ndarray:
     """(H, W, 3) uint8, upright; pixels `aspect` times as wide as they are high become square ones, the width an even number."""
     if aspect == 1:
-        image = frame.to_ndarray(format="rgb24")
+        image = frame.to_ndarray(format="rgb24", threads=1)  # more would be started anew for every frame
     else:
         width = max(2, 2 * round(frame.width * aspect / 2))
-        image = frame.to_ndarray(format="rgb24", width=width, height=frame.height, interpolation="BICUBIC")
+        image = frame.to_ndarray(format="rgb24", width=width, height=frame.height, interpolation="BICUBIC", threads=1)
     if frame.color_trc in (hdr.PQ, hdr.HLG):
         image = hdr.to_standard_range(image, frame.color_trc)
     # frame.rotation is the counter-clockwise turn (degrees) that shows the picture upright
@@ -275,6 +276,9 @@ class FrameReader:
 # what HD players expect, and what every file of ours says of itself; untagged, some would take BT.601 for it and shift the hues
 BT709 = {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG,
          "dst_color_primaries": ColorPrimaries.BT709, "dst_color_trc": ColorTrc.BT709}  # fmt: skip
+# threads that convert colours: left to itself FFmpeg starts one a core, however many there are
+CONVERTING = min(4, os.cpu_count() or 1)
+MOST_AHEAD = 64  # frames that a picture is decoded before it is shown, at most; encoders keep to 16
 AAC = {"b": "128k", "aac_coder": "fast"}  # a third of the work of FFmpeg's default coder, for 0.7 of 40 dB on speech
 
 
@@ -302,7 +306,8 @@ class VideoWriter:
         context.time_base = Fraction(1, FPS)
         self._colours = {}
         if codec.pixels.startswith("yuv"):
-            self._colours = {"format": codec.pixels} | BT709
+            self._colours = {"format": codec.pixels, "threads": CONVERTING} | BT709
+            self._reformatter = VideoReformatter()  # a frame's own one would be made, with its threads, anew for every frame
             context.colorspace, context.color_range, context.color_primaries, context.color_trc = BT709.values()
         sound = audio if isinstance(audio, Sound) or audio is None else Sound.of(audio, sample_rate)
         self._blocks = None if sound is None else sound.blocks()
@@ -317,13 +322,21 @@ class VideoWriter:
         """Append one (H, W, 3) RGB or (H, W, 4) RGBA uint8 frame and the audio that belongs to it."""
         picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgba" if frame.shape[2] == 4 else "rgb24")
         if self._colours:
-            picture = picture.reformat(**self._colours)
+            picture = self._reformatter.reformat(picture, **self._colours)
         picture.pts = self._frames
         picture.time_base = Fraction(1, FPS)
-        self._container.mux(self._video.encode(picture))
+        self._mux(picture)
         self._frames += 1
         if self._blocks is not None:
             self._add_audio(self._frames * self._rate // FPS)
+
+    def _mux(self, picture: av.VideoFrame | None) -> None:
+        """Encode a picture, or with None what the encoder holds back. x265 leaves the decoding times of one or two pictures unset
+        (its issue 934), whatever memory held: such pictures are decoded in the order in which they are shown."""
+        for packet in self._video.encode(picture):
+            if packet.dts is None or not 0 <= packet.pts - packet.dts <= MOST_AHEAD:
+                packet.dts = packet.pts
+            self._container.mux(packet)
 
     def end_with_last_frame(self) -> None:
         """Leave out the audio for which no frame was added: for a rendering that stops early."""
@@ -350,7 +363,8 @@ class VideoWriter:
         if kind is None:
             if self._blocks is not None and self._to_the_end:
                 self._add_audio(None)
-            for stream in self._container.streams:
-                self._container.mux(stream.encode(None))
+            self._mux(None)
+            if self._blocks is not None:
+                self._container.mux(self._track.encode(None))
         self._container.close()
         self._atomic.__exit__(kind, error, trace)
