@@ -204,7 +204,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--skip_train", action="store_true", help="do not render the training frames")
     parser.add_argument("--skip_test", action="store_true", help="do not render the held-out frames")
     parser.add_argument("--visualize_attention", action="store_true", help="also write what each token attends to")
-    parser.add_argument("--still_frame_code", action="store_true", help="hold the frame code at the first frame: steadier")
+    parser.add_argument("--still_frame_code", action=argparse.BooleanOptionalAction, help="hold the frame code: steadier (default: "
+                        "only where learned codes meet other speech, as they know a frame's own mouth)")  # fmt: skip
     parser.add_argument("--feather", type=float, default=FEATHER, help="softness of the head's edge, pixels at 512 (%(default)s)")
     parser.add_argument("--paste", choices=PASTES, default="none", help="put the head on: none, the body over the background "
                         "plate; headless, the filmed frame without its head; original, the filmed frame; full, the whole source "
@@ -272,8 +273,11 @@ def open_avatar(args: argparse.Namespace) -> tuple[Path, TalkingHead, TalkingDat
     if reader.audio.shape[1] != head.config.audio_features:
         raise UserError(f"{model} was trained on audio features of width {head.config.audio_features}, but {source} has "
                         f"{reader.audio.shape[1]}; give the data set it was trained on with --source_path")  # fmt: skip
-    if args.still_frame_code and "frame" in head.token_names:
-        head.deformation.conditions.tokens["frame"].still = reader.splits["train"][0]
+    if "frame" in head.token_names:
+        token = head.deformation.conditions.tokens["frame"]
+        learned = token.codes is not None
+        hold = learned and args.custom_aud is not None if args.still_frame_code is None else args.still_frame_code
+        token.still = reader.splits["train"][0] if hold else None
     return model, head, reader, device
 
 

@@ -14,3 +14,4 @@ perceptual_on = ("lips", "square")
 densify_from = 100
 densify_until = 700
 densify_fraction = 0.15
+frame_code = "embedding"

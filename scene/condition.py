@@ -116,24 +116,26 @@ class CameraToken(nn.Module):
 class FrameToken(nn.Module):
     """A code of the frame index: appearance that no other signal explains.
 
-    Waves whose shortest period is 64 frames, so that neighbours have close codes; or, with `frames` > 0, a learned code for each
-    frame, which says more and is less steady. Beyond the last trained frame the code stays there. `still` pins it to one frame
-    (steadier pictures, lineage.md 6.1).
+    Waves whose shortest period is 64 frames, so that neighbours have close codes; beyond the last trained frame the code stays
+    there, and `still` pins it to one frame (lineage.md 6.1). Or, with `frames` > 0, a learned code for each frame: what is that
+    frame's alone, the error of its pose above all, is then learned apart from what pose and speech bring about. Other frames than
+    the trained ones have the code zero, about which the learned ones lie, and all of them have it while `still` is set.
     """
 
     def __init__(self, d_model: int, frames: int = 0, bands: int = 6):
         super().__init__()
-        self.codes = nn.Parameter(0.1 * torch.randn(frames, 2 * bands)) if frames else None
+        self.codes = nn.Parameter(torch.zeros(frames, 2 * bands)) if frames else None
         self.register_buffer("last", torch.tensor(0))  # highest frame id seen in training
         self.register_buffer("frequencies", 2 * math.pi / (64.0 * 2.0 ** torch.arange(bands)), persistent=False)
         self.out = mlp(2 * bands, d_model, d_model)
         self.still: int | None = None
 
     def forward(self, conditions: Conditions) -> Tensor:
-        frame = torch.full_like(conditions.frame, self.still) if self.still is not None else conditions.frame
-        frame = torch.minimum(frame, self.last)
+        frame = torch.minimum(conditions.frame, self.last)
         if self.codes is not None:
-            return self.out(self.codes[frame])
+            own = (conditions.frame <= self.last) & (self.still is None)
+            return self.out(self.codes[frame] * own[:, None])
+        frame = frame if self.still is None else torch.full_like(frame, self.still)
         phase = frame[:, None] * self.frequencies
         return self.out(torch.cat([phase.sin(), phase.cos()], 1))
 

@@ -87,14 +87,21 @@ def test_the_frame_code_stays_at_the_last_trained_frame_and_can_be_held_still():
     assert (encoder(c) - encoder(c)[:1]).abs().max() == 0
 
 
-def test_a_frame_with_a_learned_code_of_its_own_may_look_like_no_other():
+def test_a_frame_with_a_learned_code_of_its_own_may_look_like_no_other_and_the_rest_has_the_code_zero():
     encoder = ConditionEncoder(("frame",), 12, 16, frames=30)
     c = conditions()
     encoder.fit(c)
-    tokens = encoder(c)
+    encoder(c)[1].sum().backward()
+    codes = encoder.tokens["frame"].codes
+    assert codes.grad.any(1).nonzero().flatten().tolist() == [10]
+    torch.nn.init.normal_(codes)
+    tokens, beyond = encoder(c), conditions()
     assert (tokens[0] - tokens[1]).abs().max() > 1e-3
-    tokens[1].sum().backward()
-    assert encoder.tokens["frame"].codes.grad.any(1).nonzero().flatten().tolist() == [10]
+    beyond.frame = torch.tensor([21, 29, 4000])
+    at_rest = encoder.tokens["frame"].out(torch.zeros(3, 1, 12))
+    torch.testing.assert_close(encoder(beyond), at_rest)
+    encoder.tokens["frame"].still = 10
+    torch.testing.assert_close(encoder(c), at_rest)
 
 
 @pytest.mark.parametrize("window", [8, 16])

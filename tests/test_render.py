@@ -202,8 +202,26 @@ def test_the_frame_code_can_be_held_still(model, tmp_path, monkeypatch):
     heads = []
     original = render.load_avatar
     monkeypatch.setattr(render, "load_avatar", lambda *a: heads.append(original(*a)) or heads[-1])
-    render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), "--still_frame_code"])
-    assert heads[0].deformation.conditions.tokens["frame"].still == 0
+    for flags in ([], ["--still_frame_code"]):
+        render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), *flags])
+    assert [head.deformation.conditions.tokens["frame"].still for head in heads] == [None, 0]
+
+
+def test_learned_frame_codes_are_held_for_other_speech_unless_told_otherwise(model, tmp_path, monkeypatch):
+    speak(tmp_path / "a.wav", seconds=0.2)
+    heads = []
+    original = render.load_avatar
+
+    def load(*a):
+        head = original(*a)
+        head.deformation.conditions.tokens["frame"].codes = torch.nn.Parameter(torch.randn(2000, 12))
+        return heads.append(head) or head
+
+    monkeypatch.setattr(render, "load_avatar", load)
+    speech = ["--custom_aud", str(tmp_path / "a.wav")]
+    for flags in (speech, [*speech, "--no-still_frame_code"], ["--skip_train"]):
+        render.main(["-m", str(model), *flags])
+    assert [head.deformation.conditions.tokens["frame"].still for head in heads] == [0, None, None]
 
 
 @pytest.fixture
