@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gaussian_renderer.compositing import colour_map
+from gaussian_renderer.compositing import colour_map, colour_map_planar
 from gaussian_renderer.paste import Place
 from utils import encoders
 from utils.audio import Sound
@@ -105,7 +105,7 @@ class Outputs:
         self._consumers[kind].append(self._stack.enter_context(Consumer(consume)))
 
     def _map(self, k: int, item: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return label(colour_map(item[1][k]), self._tokens[k])
+        return colour_map_planar(label(item[1][k], self._tokens[k]))
 
     def _mosaic(self, item: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """RGB and the attention maps as labelled tiles in rows of three, the last cell explaining the colours."""

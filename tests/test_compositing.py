@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gaussian_renderer.compositing import colour_map, composite, edge_weight, from_bytes, to_bytes
+from gaussian_renderer.compositing import colour_map, colour_map_planar, composite, edge_weight, from_bytes, to_bytes
+from utils.video import VideoWriter, read_frames
 
 
 def disc(size=128, radius=0.6, cx=0.0, cy=0.0, soft=80.0):
@@ -81,3 +82,12 @@ def test_the_attention_scale_is_fixed_and_rises_in_brightness():
     assert colours[0] < 30 and (np.diff(colours) > 0).all()
     alone, beside_a_peak = colour_map(np.array([[60, 70]], np.uint8)), colour_map(np.array([[60, 255]], np.uint8))
     assert (alone[0, 0] == beside_a_peak[0, 0]).all()
+
+
+def test_planes_of_the_attention_colours_decode_to_what_their_pixels_do(tmp_path):
+    values = np.repeat(np.linspace(0, 255, 48).astype(np.uint8), 4)[None].repeat(64, 0)
+    for name, drawn in (("pixels", colour_map(values)), ("planes", colour_map_planar(values))):
+        with VideoWriter(tmp_path / f"{name}.mp4", 192, 64, crf=1) as writer:
+            writer.add(drawn)
+    pixels, planes = (next(read_frames(tmp_path / f"{name}.mp4")).astype(int) for name in ("pixels", "planes"))
+    assert np.abs(pixels - planes).max() <= 6 and np.abs(planes - colour_map(values)).mean() < 3  # chroma at half resolution

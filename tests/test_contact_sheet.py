@@ -49,6 +49,8 @@ def test_a_label_darkens_its_corner_only():
     marked = label(image, "7")
     assert marked[:20, :20].max() > 200 and marked[1, 1].tolist() == [30] * 3 and (marked[40:] == 90).all()
     assert (image == 90).all()
+    grey = label(image[..., 0], "7")
+    assert (grey == marked[..., 0]).all()
 
 
 def test_tiles_of_other_sizes_are_fitted_and_missing_ones_stay_dark():

@@ -197,31 +197,23 @@ def test_the_newest_model_is_taken_when_none_is_named(model, tmp_path, monkeypat
     assert "anna_custom_a_7iter_renders.mp4" in capsys.readouterr().out
 
 
-def test_the_frame_code_can_be_held_still(model, tmp_path, monkeypatch):
+@pytest.mark.parametrize("codes, held", [(None, [None, None, 0]), (torch.randn(2000, 12), [0, None, 0])])
+def test_the_frame_code_is_held_on_request_and_learned_ones_for_other_speech(model, tmp_path, monkeypatch, codes, held):
     speak(tmp_path / "a.wav", seconds=0.2)
-    heads = []
-    original = render.load_avatar
-    monkeypatch.setattr(render, "load_avatar", lambda *a: heads.append(original(*a)) or heads[-1])
-    for flags in ([], ["--still_frame_code"]):
-        render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), *flags])
-    assert [head.deformation.conditions.tokens["frame"].still for head in heads] == [None, 0]
-
-
-def test_learned_frame_codes_are_held_for_other_speech_unless_told_otherwise(model, tmp_path, monkeypatch):
-    speak(tmp_path / "a.wav", seconds=0.2)
-    heads = []
+    seen = []
     original = render.load_avatar
 
     def load(*a):
         head = original(*a)
-        head.deformation.conditions.tokens["frame"].codes = torch.nn.Parameter(torch.randn(2000, 12))
-        return heads.append(head) or head
+        token = head.deformation.conditions.tokens["frame"]
+        token.codes = codes if codes is None else torch.nn.Parameter(codes)
+        return seen.append(token) or head
 
     monkeypatch.setattr(render, "load_avatar", load)
     speech = ["--custom_aud", str(tmp_path / "a.wav")]
-    for flags in (speech, [*speech, "--no-still_frame_code"], ["--skip_train"]):
+    for flags in (speech, [*speech, "--no-still_frame_code"], ["--skip_train", "--still_frame_code"]):
         render.main(["-m", str(model), *flags])
-    assert [head.deformation.conditions.tokens["frame"].still for head in heads] == [0, None, None]
+    assert [token.still for token in seen] == held
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ With --compare every tile shows the frame of both, side by side. A folder is rea
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,14 +22,22 @@ from utils.video import read_frames
 
 
 def label(image: np.ndarray, text: str) -> np.ndarray:
-    """A copy of (H, W, 3) uint8 with `text` in its upper left corner, white on a dark bar, sized for the picture."""
-    scale = max(0.35, image.shape[0] / 512 * 0.7)
+    """A copy of (H, W, 3) or (H, W) uint8 with `text` in its upper left corner, white on a dark bar, sized for the picture."""
+    image = image.copy()
+    written = _writing(text, image.shape[0])[: image.shape[0], : image.shape[1]]
+    bar = image[: written.shape[0], : written.shape[1]]
+    np.maximum(bar // 3, written if image.ndim == 2 else written[..., None], out=bar)
+    return image
+
+
+@functools.lru_cache(256)  # a video writes the same words on every frame
+def _writing(text: str, picture_height: int) -> np.ndarray:
+    """(h, w) uint8: `text`, white on a black bar, sized for pictures of that height."""
+    scale = max(0.35, picture_height / 512 * 0.7)
     thickness = max(1, round(scale * 1.5))
     (width, height), base = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
-    image = image.copy()
-    image[: height + 2 * base, : width + 2 * base] //= 3
-    cv2.putText(image, text, (base, height + base), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), thickness, cv2.LINE_AA)
-    return image
+    bar = np.zeros((height + 2 * base, width + 2 * base), np.uint8)
+    return cv2.putText(bar, text, (base, height + base), cv2.FONT_HERSHEY_SIMPLEX, scale, 255, thickness, cv2.LINE_AA)
 
 
 def grid(tiles: list[np.ndarray], columns: int, gap: int = 2) -> np.ndarray:

@@ -319,9 +319,13 @@ class VideoWriter:
             self._track = self._container.add_stream("aac", rate=sound.rate, layout=self._layout, options=AAC)
 
     def add(self, frame: np.ndarray) -> None:
-        """Append one (H, W, 3) RGB or (H, W, 4) RGBA uint8 frame and the audio that belongs to it."""
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgba" if frame.shape[2] == 4 else "rgb24")
-        if self._colours:
+        """Append one (H, W, 3) RGB or (H, W, 4) RGBA uint8 frame and the audio that belongs to it.
+
+        Where the codec stores yuv420p the frame may also be (3 H / 2, W): the planes Y, Cb, Cr of BT.709 one after the other.
+        """
+        kind = "yuv420p" if frame.ndim == 2 else {3: "rgb24", 4: "rgba"}[frame.shape[2]]
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=kind)
+        if self._colours and frame.ndim == 3:
             picture = self._reformatter.reformat(picture, **self._colours)
         picture.pts = self._frames
         picture.time_base = Fraction(1, FPS)
