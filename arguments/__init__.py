@@ -115,6 +115,7 @@ class ModelHiddenParams:
     audio_window: int = option(8, "rows of speech features that a frame hears", choices=(8, 16))
     frame_code: str = option("sinusoidal", "frame token: slow waves of the frame index, or a learned code a frame",
                              choices=("sinusoidal", "embedding"))  # fmt: skip
+    code_dropout: float = option(0.3, "share of training pictures that do without their learned frame code", maximum=0.9)
     condition_noise: float = option(0.2, "noise on audio, expression and camera in training, in their deviations")
     dropout: float = option(0.0, "dropout inside the attention", maximum=0.9)
 

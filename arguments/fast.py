@@ -17,3 +17,4 @@ perceptual_on = ("lips",)
 densify_from = 200
 densify_until = 2_000
 checkpoint_interval = 250
+frame_code = "embedding"

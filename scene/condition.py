@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from utils.distributed import batch_noise
+from utils.distributed import batch_dropout, batch_noise
 
 AUDIO_WINDOW = 16  # rows i-8 .. i+7 of the audio features go with frame i; a model hears its middle `audio_window` of them
 
@@ -119,11 +119,13 @@ class FrameToken(nn.Module):
     Waves whose shortest period is 64 frames, so that neighbours have close codes; beyond the last trained frame the code stays
     there, and `still` pins it to one frame (lineage.md 6.1). Or, with `frames` > 0, a learned code for each frame: what is that
     frame's alone, the error of its pose above all, is then learned apart from what pose and speech bring about. Other frames than
-    the trained ones have the code zero, about which the learned ones lie, and all of them have it while `still` is set.
+    the trained ones have the code zero, about which the learned ones lie, and all of them have it while `still` is set. In
+    training too it takes the place of a share `dropout` of them: what sound and pose can explain is then learned from these.
     """
 
-    def __init__(self, d_model: int, frames: int = 0, bands: int = 6):
+    def __init__(self, d_model: int, frames: int = 0, dropout: float = 0.0, bands: int = 6):
         super().__init__()
+        self.dropout = dropout
         self.codes = nn.Parameter(torch.zeros(frames, 2 * bands)) if frames else None
         self.register_buffer("last", torch.tensor(0))  # highest frame id seen in training
         self.register_buffer("frequencies", 2 * math.pi / (64.0 * 2.0 ** torch.arange(bands)), persistent=False)
@@ -133,8 +135,10 @@ class FrameToken(nn.Module):
     def forward(self, conditions: Conditions) -> Tensor:
         frame = torch.minimum(conditions.frame, self.last)
         if self.codes is not None:
-            own = (conditions.frame <= self.last) & (self.still is None)
-            return self.out(self.codes[frame] * own[:, None])
+            own = ((conditions.frame <= self.last) & (self.still is None))[:, None].to(self.codes.dtype)
+            if self.training and self.dropout:
+                own = batch_dropout(own, self.dropout) * (1 - self.dropout)  # as large as ever where it stays
+            return self.out(self.codes[frame] * own)
         frame = frame if self.still is None else torch.full_like(frame, self.still)
         phase = frame[:, None] * self.frequencies
         return self.out(torch.cat([phase.sin(), phase.cos()], 1))
@@ -155,14 +159,14 @@ class ConditionEncoder(nn.Module):
     """The chosen tokens of a batch, stacked: (B, T, d_model)."""
 
     def __init__(self, names: tuple[str, ...], audio_features: int, d_model: int, noise: float = 0.0, audio_window: int = 8,
-                 frames: int = 0):  # fmt: skip
-        """`frames` > 0: how many frames have a learned code."""
+                 frames: int = 0, code_dropout: float = 0.0):  # fmt: skip
+        """`frames` > 0: how many frames have a learned code, which gives way in training to zero in a share `code_dropout`."""
         super().__init__()
         kinds = {
             "audio": lambda: AudioToken(audio_features, d_model, noise, audio_window),
             "expression": lambda: ExpressionToken(d_model, noise),
             "camera": lambda: CameraToken(d_model, noise),
-            "frame": lambda: FrameToken(d_model, frames),
+            "frame": lambda: FrameToken(d_model, frames, code_dropout),
             "null": lambda: NullToken(d_model),
         }
         self.tokens = nn.ModuleDict({name: kinds[name]() for name in names})

@@ -91,7 +91,7 @@ class Deformation(nn.Module):
             self.tri_plane = TriPlane(config.plane_channels, config.plane_resolution, tuple(config.plane_multires))
         frames = config.frames if config.frame_code == "embedding" else 0  # Scene counts them
         self.conditions = ConditionEncoder(
-            tuple(config.tokens), audio_features, width, config.condition_noise, config.audio_window, frames
+            tuple(config.tokens), audio_features, width, config.condition_noise, config.audio_window, frames, config.code_dropout
         )
         self.attention = nn.ModuleList(
             TokenAttention(width, config.heads, config.ffn_hidden, config.dropout) for _ in range(config.layers)

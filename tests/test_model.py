@@ -104,6 +104,21 @@ def test_a_frame_with_a_learned_code_of_its_own_may_look_like_no_other_and_the_r
     torch.testing.assert_close(encoder(c), at_rest)
 
 
+def test_learned_codes_give_way_to_zero_in_a_share_of_the_training_pictures_and_in_no_others():
+    encoder = ConditionEncoder(("frame",), 12, 16, frames=30, code_dropout=0.25)
+    c = conditions()
+    encoder.fit(c)
+    torch.nn.init.normal_(encoder.tokens["frame"].codes)
+    whole = encoder.eval()(c)
+    at_rest = encoder.tokens["frame"].out(torch.zeros(12))
+    encoder.train()
+    torch.manual_seed(0)
+    drawn = torch.stack([encoder(c) for _ in range(400)])  # (400, 3, 1, 16)
+    dropped = (drawn - at_rest).abs().amax((2, 3)) < 1e-6
+    assert 0.2 < dropped.float().mean() < 0.3
+    torch.testing.assert_close(drawn[~dropped], whole.expand_as(drawn)[~dropped])
+
+
 @pytest.mark.parametrize("window", [8, 16])
 def test_a_model_hears_the_middle_rows_of_its_window_and_no_others(window):
     encoder = ConditionEncoder(("audio",), 12, 16, audio_window=window)
