@@ -88,7 +88,7 @@ class RandomClip:
 def random_head(count: int, configs: str | None, device: torch.device) -> TalkingHead:
     """`count` surfels on an ellipsoid as large as a head, and a network whose every layer does something."""
     config = arguments.merge(argparse.Namespace(configs=configs))
-    config.audio_features = FEATURES
+    config.audio_features, config.frames = FEATURES, FRAMES
     generator = torch.Generator().manual_seed(0)
     normals = torch.nn.functional.normalize(torch.randn(count, 3, generator=generator), dim=1)
     points = normals * torch.tensor([0.7, 0.9, 0.8])

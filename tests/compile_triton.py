@@ -47,6 +47,7 @@ def compile_only(kernel: JITFunction, *args, grid, warmup, num_warps: int = 4, *
 
 def run_recipe(config: argparse.Namespace) -> None:
     """Forward and backward of the recipe's deformation at a size that is no matter."""
+    config.frames = 30  # as Scene counts them
     network = Deformation(config, AUDIO)
     if network.tri_plane is not None:
         points = torch.rand(70, 3, requires_grad=True)

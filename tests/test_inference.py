@@ -18,7 +18,7 @@ def head(layers=1, degree=1, count=203, **settings):
     """A head whose every layer does something; `count` is no multiple of a piece."""
     small = {"plane_resolution": 8, "plane_channels": 8, "net_width": 16, "ffn_hidden": 24} | settings | settings
     config = arguments.merge(argparse.Namespace(sh_degree=degree, layers=layers, **small))
-    config.audio_features = 12
+    config.audio_features, config.frames = 12, 30
     torch.manual_seed(1)
     made = TalkingHead(config, GaussianModel.from_points(cloud(count), degree, embedding_width(config)))
     for parameter in made.deformation.parameters():
