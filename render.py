@@ -275,9 +275,11 @@ def open_avatar(args: argparse.Namespace) -> tuple[Path, TalkingHead, TalkingDat
                         f"{reader.audio.shape[1]}; give the data set it was trained on with --source_path")  # fmt: skip
     if "frame" in head.token_names:
         token = head.deformation.conditions.tokens["frame"]
-        learned = token.codes is not None
-        hold = learned and args.custom_aud is not None if args.still_frame_code is None else args.still_frame_code
-        token.still = reader.splits["train"][0] if hold else None
+        hold = args.still_frame_code
+        if hold is None:
+            hold = token.codes is not None and args.custom_aud is not None
+        if hold:
+            token.still = reader.splits["train"][0]
     return model, head, reader, device
 
 

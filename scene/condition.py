@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from utils.distributed import batch_dropout, batch_noise
+from utils.distributed import batch_kept, batch_noise
 
 AUDIO_WINDOW = 16  # rows i-8 .. i+7 of the audio features go with frame i; a model hears its middle `audio_window` of them
 
@@ -135,10 +135,10 @@ class FrameToken(nn.Module):
     def forward(self, conditions: Conditions) -> Tensor:
         frame = torch.minimum(conditions.frame, self.last)
         if self.codes is not None:
-            own = ((conditions.frame <= self.last) & (self.still is None))[:, None].to(self.codes.dtype)
+            own = (conditions.frame <= self.last) & (self.still is None)
             if self.training and self.dropout:
-                own = batch_dropout(own, self.dropout) * (1 - self.dropout)  # as large as ever where it stays
-            return self.out(self.codes[frame] * own)
+                own = own & batch_kept(own, self.dropout)
+            return self.out(self.codes[frame] * own[:, None])
         frame = frame if self.still is None else torch.full_like(frame, self.still)
         phase = frame[:, None] * self.frequencies
         return self.out(torch.cat([phase.sin(), phase.cos()], 1))

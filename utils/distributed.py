@@ -87,9 +87,13 @@ def batch_noise(x: Tensor) -> Tensor:
 
 
 def batch_dropout(x: Tensor, p: float) -> Tensor:
-    """Dropout of x, whose first dimension (or the outer part of it) is the batch: the mask is drawn for that of all processes,
-    of which x is our share."""
-    return x * _our_share(x, lambda *shape: torch.empty(shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p)) / (1 - p)
+    """Dropout of x, whose first dimension (or the outer part of it) is the batch."""
+    return x * batch_kept(x, p) / (1 - p)
+
+
+def batch_kept(x: Tensor, p: float) -> Tensor:
+    """Mask of the shape of x, False with probability p: drawn for the whole batch of all processes, of which x is our share."""
+    return _our_share(x, lambda *shape: torch.empty(shape, dtype=torch.bool, device=x.device).bernoulli_(1 - p))
 
 
 def _our_share(x: Tensor, draw: Callable[..., Tensor]) -> Tensor:
