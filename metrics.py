@@ -46,6 +46,7 @@ TABLE = (
     ("PSNR", "dB", "higher"), ("PSNR_head", "dB", "higher"), ("SSIM", "", "higher"), ("STLPIPS_alex", "", "lower"),
     ("LPIPS_alex", "", "lower"), ("LPIPS_vgg", "", "lower"),
     ("LMD_px", "px", "lower"), ("LMD", "eye distances", "lower"), ("LipCorrelation", "", "higher"), ("LipLag", "frames", "0"),
+    ("EyeCorrelation", "", "higher"),
     ("LSE_D", "", "lower"), ("LSE_D_gt", "", "the filmed frames' own"), ("LSE_C", "", "higher"),
     ("LSE_C_gt", "", "the filmed frames' own"), ("AVOffset", "frames", "0"), ("AVOffset_gt", "frames", "the filmed frames' own"),
     ("Jitter", "px", "lower"), ("Jitter_gt", "px", "the filmed frames' own"), ("Flicker", "of 255", "lower"),
@@ -159,8 +160,11 @@ def face_metrics(folder: Path, count: int, samples: np.ndarray,
     pixels, relative = measure.lmd(rendered, true)
     openings = measure.lip_opening(rendered), measure.lip_opening(true)
     correlation, lag = measure.correlation_and_lag(*openings)
-    frames = {"LMD_px": pixels, "LMD": relative, "LipOpening": openings[0], "LipOpening_gt": openings[1]}
-    clip = {"LipCorrelation": correlation, "LipLag": lag, "FacesFound": float(np.isfinite(rendered[:, 0, 0]).mean())}
+    eyes = measure.eye_opening(rendered), measure.eye_opening(true)
+    frames = {"LMD_px": pixels, "LMD": relative, "LipOpening": openings[0], "LipOpening_gt": openings[1],
+              "EyeOpening": eyes[0], "EyeOpening_gt": eyes[1]}  # fmt: skip
+    clip = {"LipCorrelation": correlation, "LipLag": lag, "EyeCorrelation": measure.correlation_at(*eyes, 0)}
+    clip["FacesFound"] = float(np.isfinite(rendered[:, 0, 0]).mean())
     network = load_syncnet()
     for suffix, kind, marks in (("", "renders", rendered), ("_gt", "gt", true)):
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import arguments
@@ -110,7 +111,7 @@ class Trainer:
             self.head.bake()
             self.optimizer = create_optimizer(self.head, c)
         self.stage = stage
-        weights = 1 + (c.lip_sampling if stage == "fine" else 0) * self.data.mouth
+        weights = self.data.weights(c.lip_sampling, c.blink_share) if stage == "fine" else np.ones(len(self.data))
         self.schedule = Schedule(c, first, end, self.batch_sizes[stage], weights, self.optimizer, self.team)
         self.schedule.at(self.iteration)
         self.watch: Watch | None = None

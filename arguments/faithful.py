@@ -45,3 +45,4 @@ ffn_hidden = 128
 net_width = 128
 dropout = 0.2
 condition_noise = 0.0
+blink_share = 0.0

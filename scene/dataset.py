@@ -15,12 +15,13 @@ from scene.condition import Conditions
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.constants import PART_CLASSES
 from utils.errors import UserError
-from utils.image_metrics import lip_opening
+from utils.image_metrics import eye_opening, lip_opening
 from utils.pipeline import prefetch
 from utils.progress import progress
 
 LIPS, RIGHT_EYE, LEFT_EYE = slice(48, 60), slice(36, 42), slice(42, 48)  # landmarks: outer lips, the two eyes
 THREADS = min(16, os.cpu_count() or 2)  # that decode pictures
+SHUT = 0.6  # of the usual opening: below it an eye is shut
 PART = 128  # bit of the class byte that says: this pixel is modelled
 
 
@@ -66,7 +67,7 @@ class TrainingSet:
         self.pixels: Tensor | None = None  # (F, 4, h, w) uint8: RGB and class, all frames
         self._batch: Tensor | None = None  # (B, 4, h, w) uint8: the frames at hand
         landmarks = np.stack([reader.landmarks(i) - (w.x, w.y) for i in ids])
-        self.mouth = mouth_activity(landmarks)
+        self.mouth, self.eyes_open = mouth_activity(landmarks), eye_opening(landmarks)
         self.lips = torch.tensor([[_square(p[LIPS], w)] for p in landmarks], device=self.device)
         self.eyes = torch.tensor([[_square(p[RIGHT_EYE], w), _square(p[LEFT_EYE], w)] for p in landmarks], device=self.device)
         self.conditions = reader.conditions(ids).to(self.device)
@@ -76,6 +77,15 @@ class TrainingSet:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def weights(self, lip_sampling: float, blink_share: float) -> np.ndarray:
+        """(F,) how often each frame is drawn: by its mouth, and so that shut eyes are at least `blink_share` of what is seen."""
+        weights = 1 + lip_sampling * self.mouth
+        shut = self.eyes_open < SHUT * np.median(self.eyes_open)
+        blinks, rest = weights[shut].sum(), weights[~shut].sum()
+        if 0 < blinks < blink_share * (blinks + rest):
+            weights[shut] *= blink_share * rest / ((1 - blink_share) * blinks)
+        return weights
 
     @property
     def bytes(self) -> int:

@@ -21,6 +21,7 @@ from utils.files import write_json
 from utils.image import read_rgb, write_rgb
 from utils.image_metrics import (
     correlation_and_lag,
+    eye_opening,
     head_rim,
     inter_ocular,
     jitter,
@@ -110,6 +111,17 @@ def test_the_lag_of_a_late_mouth_is_positive_and_its_correlation_high():
     assert correlation_and_lag(true, true) == (pytest.approx(1), 0)
     late[40:50] = np.nan  # frames in which no face was found
     assert correlation_and_lag(late, true)[1] == 3
+
+
+def test_the_opening_of_the_eyes_is_the_gap_of_their_lids_in_widths_of_an_eye():
+    marks = face(3)
+    for eye in (slice(36, 42), slice(42, 48)):  # corner, two of the upper lid, corner, two of the lower lid
+        marks[:, eye] = (100, 100) + 20.0 * np.array([[0, 0], [0.3, -0.2], [0.6, -0.2], [1, 0], [0.6, 0.1], [0.3, 0.1]])
+    marks[1, [37, 38]] += (0, 6.0)  # the upper lid of one eye comes down
+    np.testing.assert_allclose(eye_opening(marks), [0.3, 0.15, 0.3], atol=1e-6)
+    marks[2, 0] = np.nan
+    marks[2, 36:48] = np.nan
+    assert np.isnan(eye_opening(marks)[2])
 
 
 def test_a_mouth_that_never_moves_has_no_correlation():

@@ -300,6 +300,21 @@ def test_a_wide_or_fast_mouth_counts_more_than_a_shut_one():
     assert activity[5] == 0 and activity[14] == 0.5 and activity[31:39].mean() > 0.4 and activity.max() <= 1
 
 
+def test_rare_blinks_are_drawn_as_often_as_told_and_common_ones_as_often_as_they_are(dataset):
+    reader = TalkingDatasetReader(dataset)
+    data = TrainingSet(reader, reader.splits["train"], "head")
+    data.eyes_open = np.full(len(data), 0.3)
+    data.eyes_open[3] = 0.1
+    weights = data.weights(0.0, 0.25)
+    assert weights[3] / weights.sum() == pytest.approx(0.25) and set(np.delete(weights, 3)) == {1.0}
+    weights = data.weights(1.0, 0.25)  # together with lips
+    assert weights[3] / weights.sum() == pytest.approx(0.25)
+    np.testing.assert_allclose(np.delete(weights, 3), 1 + np.delete(data.mouth, 3))
+    assert set(data.weights(0.0, 0.5 / len(data))) == {1.0}
+    data.eyes_open[3] = 0.3
+    assert set(data.weights(0.0, 0.25)) == {1.0}
+
+
 def test_frames_decoded_ahead_are_those_held_in_memory(dataset):
     reader = TalkingDatasetReader(dataset)
     ids = reader.splits["train"]

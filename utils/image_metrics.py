@@ -20,6 +20,7 @@ from utils.constants import NECK_CLASSES, TORSO_CLASSES
 
 MOUTH_LANDMARKS = slice(48, 68)
 INNER_LIP_PAIRS = ((61, 67), (62, 66), (63, 65))  # upper and lower inner lip, right to left
+EYES = ((36, 39, (37, 41), (38, 40)), (42, 45, (43, 47), (44, 46)))  # of each its corners and pairs of upper and lower lid
 OUTER_EYE_CORNERS = (36, 45)
 RIGID_LANDMARKS = (27, 28, 29, 30, 36, 39, 42, 45)  # nose bridge and eye corners: what the jaw and brows do not move
 
@@ -98,6 +99,15 @@ def lip_opening(landmarks: np.ndarray) -> np.ndarray:
     """(F,) mean gap between the inner lips in inter-ocular distances."""
     gaps = [np.linalg.norm(landmarks[:, a] - landmarks[:, b], axis=-1) for a, b in INNER_LIP_PAIRS]
     return np.mean(gaps, 0) / inter_ocular(landmarks)
+
+
+def eye_opening(landmarks: np.ndarray) -> np.ndarray:
+    """(F,) gap between the lids in widths of the eye, mean of both eyes: some 0.3 open, below 0.15 shut (Soukupova & Cech 2016)."""
+
+    def distance(a: int, b: int) -> np.ndarray:
+        return np.linalg.norm(landmarks[:, a] - landmarks[:, b], axis=-1).clip(min=1e-6)
+
+    return np.mean([(distance(*p) + distance(*q)) / (2 * distance(a, b)) for a, b, p, q in EYES], 0)
 
 
 def correlation_at(rendered: np.ndarray, true: np.ndarray, lag: int) -> float:
