@@ -18,7 +18,7 @@ import test_rasterizer
 import test_rasterizer_gradients
 import test_rasterizer_interface
 import test_rasterizer_loss
-from diff_surfel_rasterization import cuda, ops, rasterize_surfels, reference
+from diff_surfel_rasterization import Adam, cuda, ops, rasterize_surfels, reference
 from rasterizer_scenes import AUX, LEAVES, leaves, maps, random_loss, relative_error, scene
 
 if build_for_host.compiler() is None:
@@ -212,6 +212,43 @@ def test_sh_with_gradients_equals_the_reference_with_one_set_or_one_for_each_ima
             results.append((given["means"].grad, coefficients.grad))
         for got, want in zip(*results, strict=True):
             assert relative_error(got, want) < 1e-9
+
+
+SIZES = [(1,), (7, 3), (2048,), (2049,), (5, 1), (70, 64)] * 9  # more than a launch takes, and more than a block
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_step_of_adam_as_one_kernel_is_torchs_and_leaves_out_what_has_no_gradient(dtype, back_end):
+    generator = torch.Generator().manual_seed(0)
+    starts = [torch.randn(size, generator=generator, dtype=dtype) for size in SIZES]
+    ours, theirs = ([start.clone().requires_grad_() for start in starts] for _ in range(2))
+    groups = [[{"params": p[k::3], "lr": torch.tensor(10.0 ** -(k + 1))} for k in range(3)] for p in (ours, theirs)]
+    one, other = Adam(groups[0]), torch.optim.Adam(groups[1], eps=1e-15)
+    for step in range(12):
+        for k, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            late = k == 4 and step < 5
+            gradient = torch.randn(a.shape, generator=generator, dtype=dtype) * 10.0 ** (k % 7 - 5)
+            a.grad, b.grad = (None, None) if late else (gradient, gradient.clone())
+        one.step_by(back_end)
+        other.step()
+    for start, a, b in zip(starts, ours, theirs, strict=True):
+        moved, rounding = float((b.detach() - start).abs().max()), 1e-6 if dtype == torch.float32 else 1e-12
+        torch.testing.assert_close(a, b, rtol=0, atol=rounding * (moved + 1))
+        assert one.state[a].keys() == other.state[b].keys() and one.state[a]["step"] == other.state[b]["step"]
+
+
+def test_a_step_that_is_to_be_skipped_changes_neither_values_nor_moments_nor_the_count(back_end):
+    p = torch.ones(5, requires_grad=True)
+    optimizer = Adam([p], lr=0.1)
+    p.grad = torch.ones(5)
+    optimizer.step_by(back_end)
+    before = [p.detach().clone(), *(value.clone() for value in optimizer.state[p].values())]
+    optimizer.found_inf, p.grad = torch.ones(()), torch.full((5,), torch.nan)
+    optimizer.step_by(back_end)
+    assert all(torch.equal(x, y) for x, y in zip(before, (p, *optimizer.state[p].values()), strict=True))
+    optimizer.found_inf, p.grad = torch.zeros(()), torch.ones(5)
+    optimizer.step_by(back_end)
+    torch.testing.assert_close(p.detach(), before[0] - 0.1)
 
 
 def test_torch_library_checks_of_the_cuda_kernels_pass():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-import torch
+from diff_surfel_rasterization import Adam
 
 from scene import TalkingHead
 
@@ -16,7 +16,7 @@ SURFEL_RATES = {
 }  # fmt: skip
 
 
-def create_optimizer(head: TalkingHead, config: argparse.Namespace) -> torch.optim.Adam:
+def create_optimizer(head: TalkingHead, config: argparse.Namespace) -> Adam:
     """One Adam over everything; each group knows its first learning rate and how far it falls within a stage."""
     planes = [] if head.deformation.tri_plane is None else list(head.deformation.tri_plane.parameters())
     known = {id(p) for p in planes}
@@ -31,4 +31,4 @@ def create_optimizer(head: TalkingHead, config: argparse.Namespace) -> torch.opt
         {"name": name, "params": [value], "initial": getattr(config, f"{name}_lr"), "final": 0.1}
         for name, value in head.corrections.named_parameters()
     ]
-    return torch.optim.Adam(groups, lr=0.0, eps=1e-15, fused=True, capturable=networks[0].is_cuda)
+    return Adam(groups)

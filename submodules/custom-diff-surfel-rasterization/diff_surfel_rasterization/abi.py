@@ -40,6 +40,17 @@ class LossCall(ctypes.Structure):
     )
 
 
+class AdamArray(ctypes.Structure):
+    _fields_ = fields(POINTER, "value gradient mean square rate step") + fields(I64, "count first_block")
+
+
+class AdamCall(ctypes.Structure):
+    MOST = 48  # arrays
+    _fields_ = (
+        [("arrays", AdamArray * MOST)] + fields(I64, "used") + fields(DOUBLE, "beta1 beta2 epsilon") + fields(POINTER, "skip")
+    )
+
+
 def image_stride(t: Tensor | None) -> int:
     """Elements from one image to the next; 0 when all images share one array."""
     return 0 if t is None or t.shape[0] == 1 else t.numel() // t.shape[0]

@@ -115,9 +115,10 @@ class BackEnd:
 
     def __init__(self, library: ctypes.CDLL):
         sizes = [ctypes.sizeof(CudaCall), ctypes.sizeof(abi.ShCall), COUNTERS_BYTES, ctypes.sizeof(abi.LossCall)]
+        sizes.append(ctypes.sizeof(abi.AdamCall))
         library.surfel_cuda_call_size.restype = abi.I64
         library.surfel_cuda_error.restype = ctypes.c_char_p
-        if [library.surfel_cuda_call_size(i) for i in range(4)] != sizes:
+        if [library.surfel_cuda_call_size(i) for i in range(len(sizes))] != sizes:
             raise ImportError("libsurfel_cuda.so is of another version than this package: reinstall diff-surfel-rasterization")
         self.library = library
         self.watches: dict[tuple, Watch] = {}
@@ -310,6 +311,19 @@ class BackEnd:
             _incoming = abi.fill(call, ("g_ssim", "g_l1", "d_similarity", "d_image"), (g_ssim, g_l1, d_similarity, output))
             self.run("surfel_cuda_loss_backward", call, image.dtype, image.device)
         return output
+
+    def adam(self, arrays: list[tuple[Tensor, ...]], betas: tuple[float, float], epsilon: float, skip: Tensor | None) -> None:
+        """A step of Adam on arrays of one dtype, contiguous and on one device: for each its value, gradient, mean and mean
+        square, its learning rate and the number of the step, counted from 1 (float32 scalars). `skip` (1,) float32: not 0, and
+        nothing changes. As many launches as there are times 48 arrays."""
+        most, value = abi.AdamCall.MOST, arrays[0][0]
+        for start in range(0, len(arrays), most):
+            part = arrays[start : start + most]
+            call = abi.AdamCall(used=len(part), beta1=betas[0], beta2=betas[1], epsilon=epsilon, skip=abi.pointer(skip))
+            for k, row in enumerate(part):
+                call.arrays[k] = abi.AdamArray(*map(abi.pointer, row), row[0].numel())
+            with self.on(value.device):
+                self.run("surfel_cuda_adam", call, value.dtype, value.device)
 
     def register(self, device_type: str) -> None:
         """Makes these the kernels of the ops for a device type."""

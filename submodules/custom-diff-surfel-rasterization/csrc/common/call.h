@@ -35,3 +35,20 @@ struct LossCall {
   const void *g_ssim, *g_l1;
   void* d_image;
 };
+
+// A step of Adam on the first `used` arrays, of `count` numbers each; `rate` and `step` are one float each, the step counted from 1.
+// `skip` is null, or one float: not 0, and nothing changes. CUDA only, by value to the kernel: it must stay below 4 KiB.
+constexpr int kAdamArrays = 48;
+struct AdamArray {
+  void* value;
+  const void* gradient;
+  void *mean, *square;
+  const float *rate, *step;
+  int64_t count, first_block;            // `first_block` is set by the library
+};
+struct AdamCall {
+  AdamArray arrays[kAdamArrays];
+  int64_t used;
+  double beta1, beta2, epsilon;
+  const float* skip;
+};

@@ -1,4 +1,5 @@
 // The CUDA back end's C interface. Everything is put on the caller's stream; nothing is allocated and nothing waits.
+#include "adam.h"
 #include "binning.h"
 #include "ssim.h"
 #include "surfels.h"
@@ -128,6 +129,15 @@ template <class T> void loss_backward(const LossCall& c, cudaStream_t stream) {
                 static_cast<T*>(c.d_image));
 }
 
+template <class T> void adam(AdamCall c, cudaStream_t stream) {
+  int64_t blocks = 0;
+  for (int k = 0; k < c.used; k++) {
+    c.arrays[k].first_block = blocks;
+    blocks += blocks_for(c.arrays[k].count, kAdamBlock);
+  }
+  if (blocks) SURFEL_LAUNCH(adam_step<T>, (int)blocks, kAdamThreads, stream, c);
+}
+
 }  // namespace
 }  // namespace surfel
 
@@ -148,7 +158,8 @@ ENTRY(surfel_cuda_sh_forward, sh_forward, ShCall)
 ENTRY(surfel_cuda_sh_backward, sh_backward, ShCall)
 ENTRY(surfel_cuda_loss_forward, loss_forward, LossCall)
 ENTRY(surfel_cuda_loss_backward, loss_backward, LossCall)
+ENTRY(surfel_cuda_adam, adam, AdamCall)
 EXPORT const char* surfel_cuda_error(int code) { return cudaGetErrorString((cudaError_t)code); }
 EXPORT int64_t surfel_cuda_call_size(int what) {
-  return what == 3 ? sizeof(LossCall) : what == 2 ? sizeof(surfel::Counters) : what == 1 ? sizeof(ShCall) : sizeof(surfel::CudaCall);
+  return what == 4 ? sizeof(AdamCall) : what == 3 ? sizeof(LossCall) : what == 2 ? sizeof(surfel::Counters) : what == 1 ? sizeof(ShCall) : sizeof(surfel::CudaCall);
 }
