@@ -232,7 +232,7 @@ def test_a_step_of_adam_as_one_kernel_is_torchs_and_leaves_out_what_has_no_gradi
         one.step_by(back_end)
         other.step()
     for start, a, b in zip(starts, ours, theirs, strict=True):
-        moved, rounding = float((b.detach() - start).abs().max()), 1e-6 if dtype == torch.float32 else 1e-12
+        moved, rounding = float((b.detach() - start).abs().max()), 1e-6 if dtype == torch.float32 else 1e-8  # rates are float32
         torch.testing.assert_close(a, b, rtol=0, atol=rounding * (moved + 1))
         assert one.state[a].keys() == other.state[b].keys() and one.state[a]["step"] == other.state[b]["step"]
 
