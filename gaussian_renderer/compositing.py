@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gaussian_renderer.planes import BT709
 from utils.constants import IMAGE_SIZE
 from utils.image_metrics import blur, gaussian_kernel
 
@@ -76,23 +77,4 @@ def colour_map(values: np.ndarray) -> np.ndarray:
     return cv2.applyColorMap(values.reshape(-1, values.shape[-1]), _COLOURS).reshape(*values.shape, 3)
 
 
-def _bt709(rgb: np.ndarray) -> np.ndarray:
-    """(..., 3) RGB of 0 to 255 -> (..., 3) uint8 Y, Cb, Cr of limited range (ITU-R BT.709, sections 3 and 4)."""
-    red, blue = rgb[..., 0], rgb[..., 2]
-    luma = rgb @ (0.2126, 0.7152, 0.0722)
-    levels = 16 + 219 / 255 * luma, 128 + 224 / 255 * (blue - luma) / 1.8556, 128 + 224 / 255 * (red - luma) / 1.5748
-    return np.rint(np.stack(levels, -1)).astype(np.uint8)
-
-
-_PLANES = _bt709(_COLOURS[:, 0].astype(float)).T.copy()
-
-
-def colour_map_planar(values: np.ndarray) -> np.ndarray:
-    """(H, W) uint8, even sides -> the colours of `colour_map` as VideoWriter takes planes: looked up, never converted."""
-    height, width = values.shape
-    planes = np.empty((height * 3 // 2, width), np.uint8)
-    cv2.LUT(values, _PLANES[0], planes[:height])
-    quarter = cv2.resize(values, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-    for table, plane in zip(_PLANES[1:], planes[height:].reshape(2, height // 2, width // 2), strict=True):
-        cv2.LUT(quarter, table, plane)
-    return planes
+PLANAR_COLOURS = cv2.transform(_COLOURS, BT709)[:, 0].T.copy()  # (3, 256) for Planes.look_up

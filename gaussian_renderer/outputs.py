@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gaussian_renderer.compositing import colour_map, colour_map_planar
+from gaussian_renderer.compositing import PLANAR_COLOURS, colour_map
 from gaussian_renderer.paste import Place
+from gaussian_renderer.planes import Planes
 from utils import encoders
 from utils.audio import Sound
-from utils.contact_sheet import fit, grid, label
+from utils.contact_sheet import fit, label
 from utils.files import writable
 from utils.image import write_rgb
 from utils.interrupt import Interrupt
@@ -81,8 +82,8 @@ class Outputs:
                 draw = functools.partial(self._map, k)
                 self._movie("attention", self._named(f"attention_{token}"), draw, self._size, sketch, silent=True)
             if self._tokens:
-                size = 3 * self._tile[0], -(-(len(self._tokens) + 2) // 3) * self._tile[1]
-                self._movie("attention", self._named("attention"), self._mosaic, size, sketch)
+                height, width = self._sheet.buffer.shape
+                self._movie("attention", self._named("attention"), self._mosaic, (width, height * 2 // 3), sketch)
             self._stack = self._stack.pop_all()
         return self
 
@@ -105,24 +106,33 @@ class Outputs:
         self._consumers[kind].append(self._stack.enter_context(Consumer(consume)))
 
     def _map(self, k: int, item: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        return colour_map_planar(label(item[1][k], self._tokens[k]))
+        planes = Planes(*self._size)
+        planes.look_up(label(item[1][k], self._tokens[k]), PLANAR_COLOURS)
+        return planes.buffer
 
     def _mosaic(self, item: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """RGB and the attention maps as labelled tiles in rows of three, the last cell explaining the colours."""
         frame, weights = item
-        p = self._place
+        p, sheet = self._place, self._sheet
         frame = frame if p.side is None else frame[p.y : p.y + p.side, p.x : p.x + p.side]
-        tiles = [label(fit(frame[..., :3], *self._tile), "render")]
-        tiles += [label(colour_map(fit(w, *self._tile)), token) for token, w in zip(self._tokens, weights, strict=True)]
-        return grid([*tiles, self._scale], 3, gap=0)
+        sheet.put(label(fit(frame[..., :3], *self._tile), "render"))
+        for k, token in enumerate(self._tokens):
+            sheet.look_up(label(fit(weights[k], *self._tile), token), PLANAR_COLOURS, *self._corner(k + 1))
+        return sheet.buffer
+
+    def _corner(self, k: int) -> tuple[int, int]:
+        """x, y of tile k of the mosaic."""
+        return k % 3 * self._tile[0], k // 3 * self._tile[1]
 
     @functools.cached_property
-    def _scale(self) -> np.ndarray:
-        """The tile that explains the colours."""
-        tile = np.zeros((*self._tile[::-1], 3), np.uint8)
+    def _sheet(self) -> Planes:
+        """The mosaic, which every frame is drawn into, with the tile that explains the colours."""
+        last = len(self._tokens) + 1
+        sheet, tile = Planes(3 * self._tile[0], (last // 3 + 1) * self._tile[1]), np.zeros((*self._tile[::-1], 3), np.uint8)
         bar = np.linspace(0, 255, self._tile[0] - 40).astype(np.uint8)
         tile[100:130, 20 : 20 + len(bar)] = colour_map(bar[None])
-        return label(tile, "weight: 0 to 1")
+        sheet.put(label(tile, "weight: 0 to 1"), *self._corner(last))
+        return sheet
 
     def put(self, frames: np.ndarray, weights: np.ndarray | None, truth: np.ndarray | None) -> None:
         """A batch: frames (B, H, W, 3 or 4), attention weights (B, T, H, W), what was filmed (B, H, W, 3), all uint8."""

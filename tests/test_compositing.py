@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gaussian_renderer.compositing import colour_map, colour_map_planar, composite, edge_weight, from_bytes, to_bytes
+from gaussian_renderer.compositing import PLANAR_COLOURS, colour_map, composite, edge_weight, from_bytes, to_bytes
+from gaussian_renderer.planes import Planes
 from utils.video import VideoWriter, read_frames
 
 
@@ -86,8 +87,22 @@ def test_the_attention_scale_is_fixed_and_rises_in_brightness():
 
 def test_planes_of_the_attention_colours_decode_to_what_their_pixels_do(tmp_path):
     values = np.repeat(np.linspace(0, 255, 48).astype(np.uint8), 4)[None].repeat(64, 0)
-    for name, drawn in (("pixels", colour_map(values)), ("planes", colour_map_planar(values))):
+    looked_up, put = Planes(192, 64), Planes(192, 64)
+    looked_up.look_up(values[:, :96], PLANAR_COLOURS)
+    looked_up.look_up(values[:, 96:], PLANAR_COLOURS, x=96)
+    put.put(colour_map(values[:32]))
+    put.put(colour_map(values[32:]), y=32)
+    decoded = {}
+    for name, drawn in (("pixels", colour_map(values)), ("looked up", looked_up.buffer), ("put", put.buffer)):
         with VideoWriter(tmp_path / f"{name}.mp4", 192, 64, crf=1) as writer:
             writer.add(drawn)
-    pixels, planes = (next(read_frames(tmp_path / f"{name}.mp4")).astype(int) for name in ("pixels", "planes"))
-    assert np.abs(pixels - planes).max() <= 6 and np.abs(planes - colour_map(values)).mean() < 3  # chroma at half resolution
+        decoded[name] = next(read_frames(tmp_path / f"{name}.mp4")).astype(int)
+    for name in ("looked up", "put"):
+        assert np.abs(decoded["pixels"] - decoded[name]).max() <= 6
+        assert np.abs(decoded[name] - colour_map(values)).mean() < 3  # chroma at half resolution
+
+
+def test_planes_that_nothing_was_drawn_on_are_black(tmp_path):
+    with VideoWriter(tmp_path / "black.mp4", 32, 16) as writer:
+        writer.add(Planes(32, 16).buffer)
+    assert next(read_frames(tmp_path / "black.mp4")).max() <= 1
