@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gaussian_renderer import Rendering, depth_to_normal
 from scene.dataset import Batch
+from utils.device import runs_triton
 
 
 def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
@@ -58,24 +59,41 @@ def perceptual_distance(config, perceptual, image: Tensor, target: Tensor, lips:
     return sum(terms)
 
 
+def pictures(rgb: Tensor, alpha: Tensor, filmed: Tensor, mask: Tensor, plain: Tensor, lips: Tensor,
+             eyes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """What is compared: the drawn picture and the filmed one (B, 3, H, W), both on the colour `plain` (B, 3, 1, 1) a frame; weights
+    (B, 3, H, W) that are 1 everywhere, in the squares of the lips, and of the eyes; and how much of each mask alpha misses (B,).
+
+    rgb (B, 3, H, W) premultiplied, alpha (B, 1, H, W), filmed (B, 3, H, W) uint8, mask (B, 1, H, W) bool, squares (B, K, 4) left,
+    top, right, bottom. Differentiable in rgb and alpha; on a GPU as one kernel (fused_pictures.py).
+    """
+    if runs_triton(rgb.device):
+        from utils import fused_pictures
+
+        return fused_pictures.pictures(rgb, alpha, filmed, mask, plain, lips, eyes)
+    inside = mask.float()
+    image, target = rgb + (1 - alpha) * plain, torch.lerp(plain, filmed.float() / 255.0, inside)
+    in_lips, in_eyes = (box_mask(boxes, *rgb.shape[-2:]).float() for boxes in (lips, eyes))
+    weight = torch.cat([torch.ones_like(in_lips), in_lips, in_eyes], 1)
+    return image, target, weight, (alpha - inside).abs().mean((1, 2, 3))
+
+
 def image_losses(config, drawn: Rendering, batch: Batch, plain: Tensor, perceptual) -> dict[str, Tensor]:
     """Weighted terms that compare a drawn batch with its frames; their sum is minimised.
 
     Both are put on `plain` (B, 3, 1, 1), a random colour, new each time, so that alpha cannot hide behind any background.
     Every term is a mean over frames, so that shares of a batch can be averaged. Nothing waits for the device.
     """
-    mask = batch.mask.float()
-    image = drawn.rgb + (1 - drawn.alpha) * plain
-    target = torch.lerp(plain, batch.image.float() / 255.0, mask)
-    lips, eyes = (box_mask(boxes, *image.shape[-2:]).float() for boxes in (batch.lips, batch.eyes))
-    similarity, l1 = ssim_l1(image, target, torch.cat([torch.ones_like(lips), lips, eyes], 1))
-    in_lips, in_eyes = (l1[:, k] / w.mean((1, 2, 3)).clamp_min(1e-6) for k, w in ((1, lips), (2, eyes)))  # means over each square
+    given = batch.image, batch.mask, plain, batch.lips, batch.eyes
+    image, target, weight, missed = pictures(drawn.rgb, drawn.alpha, *given)
+    similarity, l1 = ssim_l1(image, target, weight)
+    l1, in_lips, in_eyes = (l1 / weight.mean((2, 3)).clamp_min(1e-6)).mean(0)  # means over the picture and each square
     terms = {
-        "l1": (1 - config.lambda_ssim) * l1[:, 0].mean(),
+        "l1": (1 - config.lambda_ssim) * l1,
         "ssim": config.lambda_ssim * (1 - similarity).mean(),
-        "lips": config.lambda_lips * in_lips.mean(),
-        "eyes": config.lambda_eyes * in_eyes.mean(),
-        "mask": config.lambda_mask * (drawn.alpha - mask).abs().mean(),
+        "lips": config.lambda_lips * in_lips,
+        "eyes": config.lambda_eyes * in_eyes,
+        "mask": config.lambda_mask * missed.mean(),
     }
     if perceptual is not None:
         distance = perceptual_distance(config, perceptual, image, target, batch.lips)
@@ -83,7 +101,7 @@ def image_losses(config, drawn: Rendering, batch: Batch, plain: Tensor, perceptu
     if config.lambda_normal:
         depth = drawn.maps.depth / drawn.alpha.clamp_min(1e-6)
         agreement = (drawn.maps.normal * depth_to_normal(depth, batch.conditions.intrinsics)).sum(1, keepdim=True)
-        terms["normal"] = config.lambda_normal * ((drawn.alpha.detach() - agreement) * mask).mean()
+        terms["normal"] = config.lambda_normal * ((drawn.alpha.detach() - agreement) * batch.mask).mean()
     if config.lambda_distortion:
         terms["distortion"] = config.lambda_distortion * drawn.maps.distortion.mean()
     return terms
