@@ -28,15 +28,13 @@ def test_pictures_weights_and_gradients_of_the_kernel_are_those_of_plain_torch(h
         torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-6)
         assert a.requires_grad == b.requires_grad
     to_image, to_missed = torch.randn(want[0].shape), torch.tensor([2.0, -3.0])
-    gradients = [
-        torch.autograd.grad((out[0].cpu() * to_image).sum() + (out[3].cpu() * to_missed).sum(), arguments[:2]) for out in (got, want)
-    ]
-    for a, b in zip(*gradients, strict=True):
+    totals = [(out[0].cpu() * to_image).sum() + (out[3].cpu() * to_missed).sum() for out in (got, want)]
+    for a, b in zip(*(torch.autograd.grad(total, arguments[:2]) for total in totals), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_what_the_plain_colour_hides_counts_for_nothing_but_the_mask():
-    rgb, alpha, filmed, _, plain, lips, eyes = given(2, 5, 7)
-    shown = pictures(torch.zeros_like(rgb), torch.zeros_like(alpha), filmed, torch.zeros(2, 1, 5, 7, dtype=torch.bool), plain, lips, eyes)
+    rgb, alpha, filmed, mask, *others = given(2, 5, 7)
+    shown = pictures(torch.zeros_like(rgb), torch.zeros_like(alpha), filmed, torch.zeros_like(mask), *others)
     assert torch.equal(shown[0], shown[1]) and shown[3].eq(0).all()
     assert shown[2][:, 0].eq(1).all() and shown[2][0, 1].sum() == 15 and shown[2][1, 1:].sum() == 1

@@ -324,7 +324,7 @@ class VideoWriter:
         Where the codec stores yuv420p the frame may also be (3 H / 2, W): the planes Y, Cb, Cr of BT.709 one after the other.
         """
         kind = "yuv420p" if frame.ndim == 2 else {3: "rgb24", 4: "rgba"}[frame.shape[2]]
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=kind)
+        picture = av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(frame), format=kind)  # no copy: it would hold up all threads
         if self._colours and frame.ndim == 3:
             picture = self._reformatter.reformat(picture, **self._colours)
         picture.pts = self._frames

@@ -47,6 +47,6 @@ class Adam(torch.optim.Adam):
                 rate = torch.as_tensor(group["lr"], dtype=torch.float32, device=p.device)
                 arrays.append((p, p.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"], rate, state["step"]))
         if arrays:
-            done = 1 if self.found_inf is None else 1 - self.found_inf
-            torch._foreach_add_([row[-1] for row in arrays], done)
+            done = [torch.ones((), device=arrays[0][0].device) if self.found_inf is None else 1 - self.found_inf]
+            torch._foreach_add_([row[-1] for row in arrays], done * len(arrays))  # one number for all would be read by the host
             back_end.adam(arrays, self.defaults["betas"], self.defaults["eps"], self.found_inf)
