@@ -66,35 +66,39 @@ class Outputs:
         self.result = folder / f"{stem}_renders{suffix}"  # what was asked for: a video, or a folder of pictures
 
     def __enter__(self) -> Outputs:
-        sketch = encoders.codec(sketch=True)
         with contextlib.ExitStack() as self._stack:
             self._stack.enter_context(self._interrupt)
             if self._alpha == "png":
                 self._pictures("renders", self.result)
             else:
                 codec = encoders.codec(alpha=True) if self._alpha else self._codec
-                self._movie("renders", self.result, lambda frame: frame, (self._place.width, self._place.height), codec)
+                self._movie("renders", self.result, None, (self._place.width, self._place.height), codec)
             if self._clip.truth:
-                self._movie("gt", self._named("gt"), lambda frame: frame, self._size, self._codec)
+                self._movie("gt", self._named("gt"), None, self._size, self._codec)
             for kind in ("renders", "gt")[: 1 + self._clip.truth] if self._clip.pictures else ():
                 self._pictures(kind, self._folder / kind)
             for k, token in enumerate(self._tokens):
                 draw = functools.partial(self._map, k)
-                self._movie("attention", self._named(f"attention_{token}"), draw, self._size, sketch, silent=True)
+                self._movie("attention", self._named(f"attention_{token}"), draw, self._size, encoders.codec(sketch=1), silent=True)
             if self._tokens:
                 height, width = self._sheet.buffer.shape
-                self._movie("attention", self._named("attention"), self._mosaic, (width, height * 2 // 3), sketch)
+                self._movie("attention", self._named("attention"), self._mosaic, (width, height * 2 // 3), encoders.codec(sketch=3))
             self._stack = self._stack.pop_all()
         return self
 
     def _named(self, name: str) -> Path:
         return self._folder / f"{self._stem}_{name}.mp4"
 
-    def _movie(self, kind: str, path: Path, draw: Callable, size: tuple[int, int], codec: encoders.Codec,
+    def _movie(self, kind: str, path: Path, draw: Callable | None, size: tuple[int, int], codec: encoders.Codec,
                silent: bool = False) -> None:  # fmt: skip
+        """A video of what is put, or of what `draw` makes of it, on a thread of its own."""
         writer = self._stack.enter_context(VideoWriter(path, *size, None if silent else self._clip.sound, codec=codec))
         self._writers.append(writer)
-        self._consume(kind, lambda items: [writer.add(draw(item)) for item in items])
+        if draw is None:
+            self._consume(kind, lambda frames: [writer.add(frame) for frame in frames])
+        else:
+            drawn = self._stack.enter_context(Consumer(writer.add, depth=16))
+            self._consume(kind, lambda items: [drawn.put(draw(item)) for item in items])
 
     def _pictures(self, kind: str, folder: Path) -> None:
         for old in writable(folder).glob("[0-9]*.png"):
@@ -118,7 +122,7 @@ class Outputs:
         sheet.put(label(fit(frame[..., :3], *self._tile), "render"))
         for k, token in enumerate(self._tokens):
             sheet.look_up(label(fit(weights[k], *self._tile), token), PLANAR_COLOURS, *self._corner(k + 1))
-        return sheet.buffer
+        return sheet.buffer.copy()
 
     def _corner(self, k: int) -> tuple[int, int]:
         """x, y of tile k of the mosaic."""

@@ -184,8 +184,9 @@ def layer_backward(features, keys, key_biases, values, norms, w1, b1, w2, b2, hi
                    WIDTH: tl.constexpr, D: tl.constexpr, F: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
     """Through norms, hidden layer and attention, whose forward values are worked out again, for ROWS surfels and all frames.
 
-    Writes gradients of the features, the scores (N, B, PAIRS) and, in parts, the values (tiles, B, PAIRS, D), norms (tiles,
+    Writes gradients of the features, the scores (N, B, PAIRS) and, in parts, the values (tiles, B, PAIRS, D), norms (tiles, B,
     ROWS / 16, D, 4) and b2; and what `weights_backward` needs of the hidden layer: its input and the gradient of its output.
+    Summing norms and b2 over the frames here would take registers that it does not have: twice the time.
     """
     C: tl.constexpr = HEADS_PADDED * TOKENS_PADDED
     PAIRS: tl.constexpr = HEADS * TOKENS_PADDED
@@ -197,8 +198,6 @@ def layer_backward(features, keys, key_biases, values, norms, w1, b1, w2, b2, hi
     own = inside & (column[None, :] < WIDTH)
     u, v = _matrix(w1, F, D, D), _matrix(w2, D, F, F)
     d_features = tl.zeros((ROWS, D), tl.float32)
-    d_scale1, d_shift1 = tl.zeros((PARTS, D), tl.float32), tl.zeros((PARTS, D), tl.float32)
-    d_scale2, d_shift2, d_b2 = tl.zeros((PARTS, D), tl.float32), tl.zeros((PARTS, D), tl.float32), tl.zeros((PARTS, D), tl.float32)
     for b in range(B):
         at = (b * N + row).to(tl.int64)[:, None]
         x = tl.load(features + row[:, None] * WIDTH + column[None, :], mask=own, other=0.0)
@@ -213,32 +212,29 @@ def layer_backward(features, keys, key_biases, values, norms, w1, b1, w2, b2, hi
         normal2, inverse2 = _normalise(x + tl.dot(inner, tl.trans(v)) + tl.load(b2 + column)[None, :], column, WIDTH)
 
         gradient = tl.load(hidden_gradient + at * D + column[None, :], mask=inside, other=0.0).to(tl.float32)
-        d_scale2 += _column_sums(gradient * normal2)
-        d_shift2 += _column_sums(gradient)
+        place = ((tile * B + b) * PARTS + part[:, None]) * D + column[None, :]
+        d_norm = tl.join(_column_sums(gradient * normal2), _column_sums(gradient))
+        tl.store(norms_gradient + place[:, :, None] * 4 + 2 + kind, d_norm)
         gradient = _normalise_backward(gradient, normal2, inverse2, norms + 2 * D, WIDTH)
-        d_b2 += _column_sums(gradient)
+        tl.store(b2_gradient + place, _column_sums(gradient))
         back = gradient.to(u.dtype)
         tl.store(outputs_gradient + at * D + column[None, :], back, mask=inside)
         back = tl.where(inner > 0, tl.dot(back, v), 0.0).to(u.dtype)
         gradient = tl.dot(back, u, gradient)
-        d_scale1 += _column_sums(gradient * normal1)
-        d_shift1 += _column_sums(gradient)
+        d_norm = tl.join(_column_sums(gradient * normal1), _column_sums(gradient))
+        tl.store(norms_gradient + place[:, :, None] * 4 + kind, d_norm)
         gradient = _normalise_backward(gradient, normal1, inverse1, norms, WIDTH)
         d_features += gradient
         back = gradient.to(u.dtype)
         d_value = tl.dot(tl.trans(back), mixing)  # (D, C)
-        place = values_gradient + ((tile * B + b) * PAIRS + pair[None, :]) * D + column[:, None]
-        tl.store(place, d_value, mask=pair[None, :] < PAIRS)
+        at_pair = values_gradient + ((tile * B + b) * PAIRS + pair[None, :]) * D + column[:, None]
+        tl.store(at_pair, d_value, mask=pair[None, :] < PAIRS)
         d_weight = tl.reshape(tl.dot(back, tl.trans(value)), (ROWS, HEADS_PADDED, TOKENS_PADDED))
         token = tl.arange(0, TOKENS_PADDED)[None, :]
         mean = tl.load(attention_gradient + at * TOKENS + token, mask=inside & (token < TOKENS), other=0.0) / HEADS
         d_weight += mean[:, None, :]
         d_scores = tl.reshape(weight * (d_weight - tl.sum(weight * d_weight, 2)[:, :, None]), (ROWS, C)).to(u.dtype)
         d_features = tl.dot(d_scores, key, d_features)
-        place = scores_gradient + (row[:, None].to(tl.int64) * B + b) * PAIRS + pair[None, :]
-        tl.store(place, d_scores, mask=inside & (pair[None, :] < PAIRS))
+        at_score = scores_gradient + (row[:, None].to(tl.int64) * B + b) * PAIRS + pair[None, :]
+        tl.store(at_score, d_scores, mask=inside & (pair[None, :] < PAIRS))
     tl.store(features_gradient + row[:, None] * WIDTH + column[None, :], d_features, mask=own)
-    at = (tile * PARTS + part[:, None]) * D + column[None, :]
-    tl.store(norms_gradient + at[:, :, None] * 4 + kind, tl.join(d_scale1, d_shift1))
-    tl.store(norms_gradient + at[:, :, None] * 4 + 2 + kind, tl.join(d_scale2, d_shift2))
-    tl.store(b2_gradient + at, d_b2)

@@ -166,7 +166,7 @@ class _Deform(torch.autograd.Function):
             d_features = torch.empty_like(features)
             d_scores = hidden.new_empty(count, batch, *pairs)
             d_values = features.new_empty(tiles, batch, *pairs, D)
-            parts = tiles, tile // 16, D
+            parts = tiles, batch, tile // 16, D
             d_norms, d_b2 = features.new_empty(*parts, 4), features.new_empty(parts)
             inputs, d_outputs = torch.empty_like(hidden), torch.empty_like(hidden)
             _launch("layer_backward", (tiles,), features, *tokens, n.norms, n.w1, n.b1, n.w2, n.b2, d_hidden, attention_gradient,
@@ -175,7 +175,7 @@ class _Deform(torch.autograd.Function):
             d_w1, d_b1, d_w2 = _weights_backward(inputs, d_outputs, n.w1, n.b1, n.w2, sizes["F"])
         d_keys = (d_scores.flatten(1).T @ features.to(PRODUCTS)).float().view(batch, *pairs, width)
         d_biases = d_scores.sum(0, dtype=torch.float32)
-        d_weights = d_norms.sum((0, 1)).T, d_w1, d_b1, d_w2, d_b2.sum((0, 1)), d_first, d_first_bias, d_last
+        d_weights = d_norms.sum((0, 1, 2)).T, d_w1, d_b1, d_w2, d_b2.sum((0, 1, 2)), d_first, d_first_bias, d_last
         d_tokens = _corner(d_keys, keys), _corner(d_biases, biases), _corner(d_values.sum(0), values)
         return (None, None, d_features, *d_tokens, d_base,
                 *(_corner(gradient, weight) for gradient, weight in zip(d_weights, weights, strict=True)))  # fmt: skip

@@ -25,8 +25,7 @@ ENCODERS = {
     "hevc_nvenc": Encoder(quality="cq", options=(("preset", "p4"), ("rc", "vbr"))),
 }
 LOSSLESS = Encoder("rgb24", None, (("qp", "0"), ("preset", "veryfast")))  # libx264rgb: decoded frames equal the ones given
-# libx264, for coloured maps: half the work, three times the size; several are written at once, so each takes one thread
-SKETCH = Encoder(options=(("preset", "ultrafast"), ("threads", "1")))
+SKETCH = Encoder(options=(("preset", "ultrafast"),))  # libx264, for coloured maps: half the work, three times the size
 ALPHA = Encoder("yuva444p10le", None, (("profile", "4444"),))  # prores_ks
 
 
@@ -39,13 +38,15 @@ class Codec:
     options: dict[str, str]
 
 
-def codec(encoder: str = "libx264", crf: int = 18, lossless: bool = False, alpha: bool = False, sketch: bool = False) -> Codec:
-    """`lossless`, `sketch` and `alpha` have codecs of their own: RGB H.264, quick H.264, ProRes 4444, whose frames carry alpha."""
+def codec(encoder: str = "libx264", crf: int = 18, lossless: bool = False, alpha: bool = False, sketch: int = 0) -> Codec:
+    """`lossless`, `sketch` and `alpha` have codecs of their own: RGB H.264, quick H.264 on so many threads (several are written at
+    once), ProRes 4444, whose frames carry alpha."""
     name, kind = encoder, ENCODERS[encoder]
     for chosen, other in ((lossless, ("libx264rgb", LOSSLESS)), (sketch, ("libx264", SKETCH)), (alpha, ("prores_ks", ALPHA))):
         name, kind = other if chosen else (name, kind)
     quality = {kind.quality: str(crf)} if kind.quality else {}
-    return Codec(name, kind.pixels, dict(kind.options) | quality)
+    threads = {"threads": str(sketch)} if sketch else {}
+    return Codec(name, kind.pixels, dict(kind.options) | quality | threads)
 
 
 def check(chosen: Codec, width: int, height: int, remedy: str = "choose another --encoder") -> None:
