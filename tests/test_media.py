@@ -33,7 +33,8 @@ COLOURS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (220, 170, 150), (128, 128, 12
 
 @pytest.mark.parametrize("name", ["a.mp4", "b.mp4", "sketch.mp4", "alpha.mov"])
 def test_a_video_says_that_its_colours_are_bt709_and_they_come_back(tmp_path, name):
-    codec = encoders.codec("libx265" if name == "b.mp4" else "libx264", 8, alpha=name == "alpha.mov", sketch=2 * (name == "sketch.mp4"))
+    kind = {"alpha": name == "alpha.mov", "sketch": 2 if name == "sketch.mp4" else 0}
+    codec = encoders.codec("libx265" if name == "b.mp4" else "libx264", 8, **kind)
     bars = np.concatenate([np.full((64, 32, 3), colour, np.uint8) for colour in COLOURS], 1)
     frame = np.dstack([bars, np.full(bars.shape[:2], 255, np.uint8)]) if name == "alpha.mov" else bars
     with VideoWriter(tmp_path / name, bars.shape[1], 64, codec=codec) as writer:
