@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -136,6 +137,7 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
 
     Returns False if Ctrl-C ended it early (what was drawn is kept), True otherwise.
     """
+    cv2.setNumThreads(1)  # pictures are decoded and drawn on threads of ours: OpenCV's own would only fight for the cores
     behind, draw = DeviceBackdrops(backdrops, device), Replayed(draw, device)
 
     def load(start: int):

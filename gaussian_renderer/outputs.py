@@ -15,7 +15,7 @@ from gaussian_renderer.paste import Place
 from gaussian_renderer.planes import Planes
 from utils import encoders
 from utils.audio import Sound
-from utils.contact_sheet import fit, label
+from utils.contact_sheet import fit, inscribe, label
 from utils.files import writable
 from utils.image import write_rgb
 from utils.interrupt import Interrupt
@@ -81,7 +81,7 @@ class Outputs:
                 draw = functools.partial(self._map, k)
                 self._movie("attention", self._named(f"attention_{token}"), draw, self._size, encoders.codec(sketch=1), silent=True)
             if self._tokens:
-                height, width = self._sheet.buffer.shape
+                height, width = self._sheet(1).buffer.shape[1:]
                 self._movie("attention", self._named("attention"), self._mosaic, (width, height * 2 // 3), encoders.codec(sketch=3))
             self._stack = self._stack.pop_all()
         return self
@@ -97,8 +97,8 @@ class Outputs:
         if draw is None:
             self._consume(kind, lambda frames: [writer.add(frame) for frame in frames])
         else:
-            drawn = self._stack.enter_context(Consumer(writer.add, depth=16))
-            self._consume(kind, lambda items: [drawn.put(draw(item)) for item in items])
+            drawn = self._stack.enter_context(Consumer(lambda frames: [writer.add(frame) for frame in frames]))
+            self._consume(kind, lambda batch: drawn.put(draw(*batch)))
 
     def _pictures(self, kind: str, folder: Path) -> None:
         for old in writable(folder).glob("[0-9]*.png"):
@@ -109,34 +109,47 @@ class Outputs:
     def _consume(self, kind: str, consume: Callable) -> None:
         self._consumers[kind].append(self._stack.enter_context(Consumer(consume)))
 
-    def _map(self, k: int, item: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        planes = Planes(*self._size)
-        planes.look_up(label(item[1][k], self._tokens[k]), PLANAR_COLOURS)
+    def _map(self, k: int, frames: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """(B, 3 H / 2, W) planes of map k."""
+        values, planes = np.array(weights[:, k]), Planes(len(weights), *self._size)
+        inscribe(values, self._tokens[k])
+        planes.look_up(values, PLANAR_COLOURS)
         return planes.buffer
 
-    def _mosaic(self, item: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    def _mosaic(self, frames: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """RGB and the attention maps as labelled tiles in rows of three, the last cell explaining the colours."""
-        frame, weights = item
-        p, sheet = self._place, self._sheet
-        frame = frame if p.side is None else frame[p.y : p.y + p.side, p.x : p.x + p.side]
-        sheet.put(label(fit(frame[..., :3], *self._tile), "render"))
+        p, sheet = self._place, self._sheet(len(frames))
+        if p.side is not None:
+            frames = frames[:, p.y : p.y + p.side, p.x : p.x + p.side]
+        sheet.put(label(self._tiles(frames[..., :3]), "render"))
         for k, token in enumerate(self._tokens):
-            sheet.look_up(label(fit(weights[k], *self._tile), token), PLANAR_COLOURS, *self._corner(k + 1))
-        return sheet.buffer.copy()
+            tiles = self._tiles(weights[:, k])
+            inscribe(tiles, token)
+            sheet.look_up(tiles, PLANAR_COLOURS, *self._corner(k + 1))
+        return sheet.buffer
+
+    def _tiles(self, pictures: np.ndarray) -> np.ndarray:
+        """New pictures as large as a tile of the mosaic."""
+        return np.stack([fit(picture, *self._tile) for picture in pictures])
 
     def _corner(self, k: int) -> tuple[int, int]:
         """x, y of tile k of the mosaic."""
         return k % 3 * self._tile[0], k // 3 * self._tile[1]
 
-    @functools.cached_property
-    def _sheet(self) -> Planes:
-        """The mosaic, which every frame is drawn into, with the tile that explains the colours."""
+    def _sheet(self, count: int) -> Planes:
+        """Mosaics that show only the tile that explains the colours."""
         last = len(self._tokens) + 1
-        sheet, tile = Planes(3 * self._tile[0], (last // 3 + 1) * self._tile[1]), np.zeros((*self._tile[::-1], 3), np.uint8)
+        sheet = Planes(count, 3 * self._tile[0], (last // 3 + 1) * self._tile[1])
+        sheet.put(self._scale[None], *self._corner(last))
+        return sheet
+
+    @functools.cached_property
+    def _scale(self) -> np.ndarray:
+        """The tile that explains the colours."""
+        tile = np.zeros((*self._tile[::-1], 3), np.uint8)
         bar = np.linspace(0, 255, self._tile[0] - 40).astype(np.uint8)
         tile[100:130, 20 : 20 + len(bar)] = colour_map(bar[None])
-        sheet.put(label(tile, "weight: 0 to 1"), *self._corner(last))
-        return sheet
+        return label(tile, "weight: 0 to 1")
 
     def put(self, frames: np.ndarray, weights: np.ndarray | None, truth: np.ndarray | None) -> None:
         """A batch: frames (B, H, W, 3 or 4), attention weights (B, T, H, W), what was filmed (B, H, W, 3), all uint8."""
@@ -144,7 +157,7 @@ class Outputs:
             for consumer in self._consumers[kind]:
                 consumer.put(items)
         for consumer in self._consumers["attention"]:
-            consumer.put(list(zip(frames, weights, strict=True)))
+            consumer.put((frames, weights))
 
     @property
     def interrupted(self) -> bool:

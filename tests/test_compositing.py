@@ -87,13 +87,14 @@ def test_the_attention_scale_is_fixed_and_rises_in_brightness():
 
 def test_planes_of_the_attention_colours_decode_to_what_their_pixels_do(tmp_path):
     values = np.repeat(np.linspace(0, 255, 48).astype(np.uint8), 4)[None].repeat(64, 0)
-    looked_up, put = Planes(192, 64), Planes(192, 64)
-    looked_up.look_up(values[:, :96], PLANAR_COLOURS)
-    looked_up.look_up(values[:, 96:], PLANAR_COLOURS, x=96)
-    put.put(colour_map(values[:32]))
-    put.put(colour_map(values[32:]), y=32)
+    looked_up, put = Planes(2, 192, 64), Planes(2, 192, 64)
+    both = np.stack([255 - values, values])
+    looked_up.look_up(both[..., :96], PLANAR_COLOURS)
+    looked_up.look_up(both[..., 96:], PLANAR_COLOURS, x=96)
+    put.put(colour_map(both[:, :32]))
+    put.put(colour_map(values[None, 32:]), y=32)
     decoded = {}
-    for name, drawn in (("pixels", colour_map(values)), ("looked up", looked_up.buffer), ("put", put.buffer)):
+    for name, drawn in (("pixels", colour_map(values)), ("looked up", looked_up.buffer[1]), ("put", put.buffer[1])):
         with VideoWriter(tmp_path / f"{name}.mp4", 192, 64, crf=1) as writer:
             writer.add(drawn)
         decoded[name] = next(read_frames(tmp_path / f"{name}.mp4")).astype(int)
@@ -104,5 +105,5 @@ def test_planes_of_the_attention_colours_decode_to_what_their_pixels_do(tmp_path
 
 def test_planes_that_nothing_was_drawn_on_are_black(tmp_path):
     with VideoWriter(tmp_path / "black.mp4", 32, 16) as writer:
-        writer.add(Planes(32, 16).buffer)
+        writer.add(Planes(1, 32, 16).buffer[0])
     assert next(read_frames(tmp_path / "black.mp4")).max() <= 1

@@ -22,12 +22,19 @@ from utils.video import read_frames
 
 
 def label(image: np.ndarray, text: str) -> np.ndarray:
-    """A copy of (H, W, 3) or (H, W) uint8 with `text` in its upper left corner, white on a dark bar, sized for the picture."""
+    """A copy of (..., H, W, 3) uint8 with `text` in its upper left corner, white on a dark bar, sized for the picture."""
     image = image.copy()
-    written = _writing(text, image.shape[0])[: image.shape[0], : image.shape[1]]
-    bar = image[: written.shape[0], : written.shape[1]]
-    np.maximum(bar // 3, written if image.ndim == 2 else written[..., None], out=bar)
+    for channel in range(3):
+        inscribe(image[..., channel], text)
     return image
+
+
+def inscribe(planes: np.ndarray, text: str) -> None:
+    """As `label`, on (..., H, W) uint8 themselves."""
+    height, width = planes.shape[-2:]
+    written = _writing(text, height)[:height, :width]
+    bar = planes[..., : written.shape[0], : written.shape[1]]
+    np.maximum(bar // 3, written, out=bar)
 
 
 @functools.lru_cache(256)  # a video writes the same words on every frame
