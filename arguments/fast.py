@@ -12,7 +12,6 @@ xyz_lr = 4e-4
 plane_lr = 5e-3
 network_lr = 1.5e-3
 feature_lr = 5e-3
-lambda_eyes = 0.6
 lambda_perceptual = 0.05
 perceptual_on = ("lips",)
 densify_from = 200
