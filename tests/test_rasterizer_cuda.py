@@ -252,6 +252,15 @@ def test_a_step_that_is_to_be_skipped_changes_neither_values_nor_moments_nor_the
     torch.testing.assert_close(p.detach(), before[0] - 0.1)
 
 
+def test_parameters_that_one_kernel_cannot_take_are_refused(back_end):
+    for other in (torch.zeros(4, 2).T, torch.zeros(3, dtype=torch.float64)):
+        params = [torch.zeros(3, requires_grad=True), other.requires_grad_()]
+        for p in params:
+            p.grad = torch.ones_like(p)
+        with pytest.raises(ValueError, match="contiguous parameters of one dtype"):
+            Adam(params).step_by(back_end)
+
+
 def test_torch_library_checks_of_the_cuda_kernels_pass():
     """All but the bit-for-bit comparison of two runs: the opaque state holds lists in no fixed order, and unused bytes."""
     arguments = leaves(scene(count=9, batch=2, width=20, height=12, dtype=torch.float32))

@@ -313,9 +313,11 @@ class BackEnd:
         return output
 
     def adam(self, arrays: list[tuple[Tensor, ...]], betas: tuple[float, float], epsilon: float, skip: Tensor | None) -> None:
-        """A step of Adam on arrays of one dtype, contiguous and on one device: for each its value, gradient, mean and mean
-        square, its learning rate and the number of the step, counted from 1 (float32 scalars). `skip` (1,) float32: not 0, and
-        nothing changes. As many launches as there are times 48 arrays."""
+        """A step of Adam on arrays, contiguous, of one dtype and on one device: for each its value, gradient, mean and mean
+        square, its learning rate and the number of the step, counted from 1 (float32 scalars). `skip`: a float32 scalar; not 0,
+        and nothing changes. A launch for every 48 arrays. ValueError if they differ in dtype or are not contiguous."""
+        if any(not t.is_contiguous() or t.dtype != arrays[0][0].dtype for row in arrays for t in row[:4]):
+            raise ValueError("Adam takes contiguous parameters of one dtype")
         most, value = abi.AdamCall.MOST, arrays[0][0]
         for start in range(0, len(arrays), most):
             part = arrays[start : start + most]

@@ -161,5 +161,6 @@ ENTRY(surfel_cuda_loss_backward, loss_backward, LossCall)
 ENTRY(surfel_cuda_adam, adam, AdamCall)
 EXPORT const char* surfel_cuda_error(int code) { return cudaGetErrorString((cudaError_t)code); }
 EXPORT int64_t surfel_cuda_call_size(int what) {
-  return what == 4 ? sizeof(AdamCall) : what == 3 ? sizeof(LossCall) : what == 2 ? sizeof(surfel::Counters) : what == 1 ? sizeof(ShCall) : sizeof(surfel::CudaCall);
+  const int64_t sizes[] = {sizeof(surfel::CudaCall), sizeof(ShCall), sizeof(surfel::Counters), sizeof(LossCall), sizeof(AdamCall)};
+  return sizes[what];
 }
