@@ -81,8 +81,8 @@ class Outputs:
                 draw = functools.partial(self._map, k)
                 self._movie("attention", self._named(f"attention_{token}"), draw, self._size, encoders.codec(sketch=1), silent=True)
             if self._tokens:
-                height, width = self._sheet(1).buffer.shape[1:]
-                self._movie("attention", self._named("attention"), self._mosaic, (width, height * 2 // 3), encoders.codec(sketch=3))
+                codec = encoders.codec(sketch=3)
+                self._movie("attention", self._named("attention"), self._mosaic, self._mosaic_size, codec)
             self._stack = self._stack.pop_all()
         return self
 
@@ -91,13 +91,18 @@ class Outputs:
 
     def _movie(self, kind: str, path: Path, draw: Callable | None, size: tuple[int, int], codec: encoders.Codec,
                silent: bool = False) -> None:  # fmt: skip
-        """A video of what is put, or of what `draw` makes of it, on a thread of its own."""
+        """A video of what is put, on a thread of its own, or of what `draw` makes of it on another."""
         writer = self._stack.enter_context(VideoWriter(path, *size, None if silent else self._clip.sound, codec=codec))
         self._writers.append(writer)
+
+        def write(frames: np.ndarray) -> None:
+            for frame in frames:
+                writer.add(frame)
+
         if draw is None:
-            self._consume(kind, lambda frames: [writer.add(frame) for frame in frames])
+            self._consume(kind, write)
         else:
-            drawn = self._stack.enter_context(Consumer(lambda frames: [writer.add(frame) for frame in frames]))
+            drawn = self._stack.enter_context(Consumer(write))
             self._consume(kind, lambda batch: drawn.put(draw(*batch)))
 
     def _pictures(self, kind: str, folder: Path) -> None:
@@ -118,7 +123,8 @@ class Outputs:
 
     def _mosaic(self, frames: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """RGB and the attention maps as labelled tiles in rows of three, the last cell explaining the colours."""
-        p, sheet = self._place, self._sheet(len(frames))
+        p, sheet = self._place, Planes(len(frames), *self._mosaic_size)
+        sheet.put(self._scale[None], *self._corner(len(self._tokens) + 1))
         if p.side is not None:
             frames = frames[:, p.y : p.y + p.side, p.x : p.x + p.side]
         sheet.put(label(self._tiles(frames[..., :3]), "render"))
@@ -136,12 +142,10 @@ class Outputs:
         """x, y of tile k of the mosaic."""
         return k % 3 * self._tile[0], k // 3 * self._tile[1]
 
-    def _sheet(self, count: int) -> Planes:
-        """Mosaics that show only the tile that explains the colours."""
-        last = len(self._tokens) + 1
-        sheet = Planes(count, 3 * self._tile[0], (last // 3 + 1) * self._tile[1])
-        sheet.put(self._scale[None], *self._corner(last))
-        return sheet
+    @property
+    def _mosaic_size(self) -> tuple[int, int]:
+        """Width, height: the picture, a map a token and the scale."""
+        return 3 * self._tile[0], self._corner(len(self._tokens) + 1)[1] + self._tile[1]
 
     @functools.cached_property
     def _scale(self) -> np.ndarray:

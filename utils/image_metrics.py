@@ -79,7 +79,11 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
 def inter_ocular(landmarks: np.ndarray) -> np.ndarray:
     """(F,) distance of the outer eye corners, pixels: the unit that makes faces of any size comparable."""
-    a, b = OUTER_EYE_CORNERS
+    return _distance(landmarks, *OUTER_EYE_CORNERS)
+
+
+def _distance(landmarks: np.ndarray, a: int, b: int) -> np.ndarray:
+    """(F,) pixels from landmark a to b."""
     return np.linalg.norm(landmarks[:, a] - landmarks[:, b], axis=-1)
 
 
@@ -97,17 +101,17 @@ def lmd(rendered: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def lip_opening(landmarks: np.ndarray) -> np.ndarray:
     """(F,) mean gap between the inner lips in inter-ocular distances."""
-    gaps = [np.linalg.norm(landmarks[:, a] - landmarks[:, b], axis=-1) for a, b in INNER_LIP_PAIRS]
+    gaps = [_distance(landmarks, a, b) for a, b in INNER_LIP_PAIRS]
     return np.mean(gaps, 0) / inter_ocular(landmarks)
 
 
 def eye_opening(landmarks: np.ndarray) -> np.ndarray:
     """(F,) gap between the lids in widths of the eye, mean of both eyes: some 0.3 open, below 0.15 shut (Soukupova & Cech 2016)."""
-
-    def distance(a: int, b: int) -> np.ndarray:
-        return np.linalg.norm(landmarks[:, a] - landmarks[:, b], axis=-1).clip(min=1e-6)
-
-    return np.mean([(distance(*p) + distance(*q)) / (2 * distance(a, b)) for a, b, p, q in EYES], 0)
+    openings = []
+    for inner, outer, one, other in EYES:
+        width = _distance(landmarks, inner, outer).clip(min=1e-6)
+        openings.append((_distance(landmarks, *one) + _distance(landmarks, *other)) / (2 * width))
+    return np.mean(openings, 0)
 
 
 def correlation_at(rendered: np.ndarray, true: np.ndarray, lag: int) -> float:

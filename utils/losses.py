@@ -64,8 +64,8 @@ def pictures(rgb: Tensor, alpha: Tensor, filmed: Tensor, mask: Tensor, plain: Te
     """What is compared: the drawn picture and the filmed one (B, 3, H, W), both on the colour `plain` (B, 3, 1, 1) a frame; weights
     (B, 3, H, W) that are 1 everywhere, in the squares of the lips, and of the eyes; and how much of each mask alpha misses (B,).
 
-    rgb (B, 3, H, W) premultiplied, alpha (B, 1, H, W), filmed (B, 3, H, W) uint8, mask (B, 1, H, W) bool, squares (B, K, 4) left,
-    top, right, bottom. Differentiable in rgb and alpha; on a GPU as one kernel (fused_pictures.py).
+    rgb (B, 3, H, W) premultiplied, alpha (B, 1, H, W), filmed (B, 3, H, W) uint8, mask (B, 1, H, W) bool, lips (B, 1, 4) and eyes
+    (B, K, 4): left, top, right, bottom. Differentiable in rgb and alpha; on a GPU as one kernel (fused_pictures.py).
     """
     if runs_triton(rgb.device):
         from utils import fused_pictures

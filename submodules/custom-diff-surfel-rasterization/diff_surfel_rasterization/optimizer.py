@@ -11,7 +11,8 @@ from . import cuda
 
 
 class Adam(torch.optim.Adam):
-    """torch.optim.Adam(fused=True), its state the same, of parameters of one dtype on one device.
+    """torch.optim.Adam(fused=True), its state the same, of parameters of one dtype on one device, with the same `betas`
+    and `eps` for all groups.
 
     On a GPU learning rates must be float32 scalars there, so that a recorded graph reads what they are then. `found_inf` may be
     set to a float32 scalar on the device: while it is not 0, steps change nothing.
