@@ -27,7 +27,8 @@ import torch
 
 from arguments import read_cfg_args
 from gaussian_renderer import render_batch
-from gaussian_renderer.compositing import from_bytes, map_bytes, to_bytes
+from gaussian_renderer.attention_maps import AttentionMaps
+from gaussian_renderer.compositing import from_bytes, to_bytes
 from gaussian_renderer.outputs import Clip, Outputs
 from gaussian_renderer.paste import PASTES, Backdrops, put_on
 from gaussian_renderer.replay import Replayed
@@ -155,8 +156,8 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
         nonlocal done
         while len(drawn) > left:
             download, truth = drawn.popleft()
-            frames, weights = download.arrays()
-            outputs.put(frames, weights, truth)
+            frames, *maps = download.arrays()
+            outputs.put(frames, maps, truth)
             done += len(frames)
             bar.update(len(frames))
 
@@ -167,8 +168,9 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
             rendering = draw(conditions.to(device))
             backdrop = from_bytes(behind.batch(ids, decoded))
             frames = put_on(rendering.rgb, rendering.alpha, backdrop, feather, backdrops.place, background)
-            weights = rendering.attention
-            drawn.append((Download(to_bytes(frames), None if weights is None else map_bytes(weights)), truth))
+            pictures = to_bytes(frames)
+            maps = outputs.attention(pictures, rendering.attention) if outputs.attention else ()
+            drawn.append((Download(pictures, *maps), truth))
             hand_out(1)
             if outputs.interrupted:
                 break
@@ -315,9 +317,9 @@ def main(argv: list[str] | None = None) -> None:
             continue
         folder = writable(model / clip.split / f"ours_{head.iteration}")
         (folder / "frames.json").unlink(missing_ok=True)
-        tokens = head.token_names if args.visualize_attention else ()
+        maps = AttentionMaps(head.token_names, backdrops.place, size, device) if args.visualize_attention else None
         stem = f"{clip.name}_{head.iteration}iter"
-        outputs = Outputs(clip, folder, stem, backdrops.place, size, tokens, args.alpha, **quality)
+        outputs = Outputs(clip, folder, stem, backdrops.place, size, maps, args.alpha, **quality)
         begin = time.monotonic()
         complete = render_clip(clip, reader, draw, backdrops, outputs, device, batch, args.feather)
         seconds = time.monotonic() - begin

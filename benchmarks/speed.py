@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import arguments
 from gaussian_renderer import render_batch, render_surfels
+from gaussian_renderer.attention_maps import AttentionMaps
 from gaussian_renderer.compositing import from_bytes, to_bytes
 from gaussian_renderer.outputs import Clip, Outputs
 from gaussian_renderer.paste import Backdrops, put_on
@@ -123,7 +124,7 @@ class Timer:
 class Nowhere:
     """Takes frames as Outputs does and keeps none."""
 
-    interrupted = False
+    interrupted, attention = False, None
 
     def __enter__(self) -> Nowhere:
         return self
@@ -131,7 +132,7 @@ class Nowhere:
     def __exit__(self, *error) -> None:
         pass
 
-    def put(self, frames, weights, truth) -> None:
+    def put(self, frames, maps, truth) -> None:
         pass
 
 
@@ -166,9 +167,9 @@ def measure(head: TalkingHead, reader, device: torch.device, batch: int, frames:
     sound = Sound.of(np.zeros(len(pose_ids) * SAMPLE_RATE // FPS, np.float32), SAMPLE_RATE)
     clip = Clip("speed", "speed", pose_ids, sound)
     written = functools.partial(Outputs, clip, folder, "speed", backdrops.place, size)
-    with_maps = functools.partial(draw, attention=True)
+    with_maps, maps = functools.partial(draw, attention=True), AttentionMaps(head.token_names, backdrops.place, size, device)
     for name, drawing, outputs in (("to memory", draw, Nowhere()), ("to mp4", draw, written()),
-                                   ("to mp4, attention", with_maps, written(head.token_names))):  # fmt: skip
+                                   ("to mp4, attention", with_maps, written(maps))):  # fmt: skip
         begin = time.perf_counter()
         with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115  progress bars between the lines of the table
             if not render_clip(clip, reader, drawing, backdrops, outputs, device, batch, 0.0):

@@ -1,4 +1,4 @@
-"""The rendered head over its backdrop (tensors, on any device), and attention weights as colours.
+"""The rendered head over its backdrop (tensors, on any device).
 
 Pictures are (B, 3, H, W) in [0, 1], RGB. A rendering is premultiplied: its colour over black, with alpha beside it.
 """
@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import math
 
-import cv2
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gaussian_renderer.planes import BT709
 from utils.constants import IMAGE_SIZE
 from utils.image_metrics import blur, gaussian_kernel
 
@@ -66,15 +63,3 @@ def map_bytes(maps: Tensor) -> Tensor:
 def from_bytes(pictures: Tensor) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1], on the same device."""
     return pictures.permute(0, 3, 1, 2).contiguous().float().div_(255)
-
-
-# OpenCV's inferno: 0 is black, 1 bright yellow, and even steps look even
-_COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[..., ::-1].copy()
-
-
-def colour_map(values: np.ndarray) -> np.ndarray:
-    """(..., H, W) uint8, 255 for weight 1 -> (..., H, W, 3) uint8 RGB. The scale is fixed: colours compare between frames."""
-    return cv2.applyColorMap(values.reshape(-1, values.shape[-1]), _COLOURS).reshape(*values.shape, 3)
-
-
-PLANAR_COLOURS = cv2.transform(_COLOURS, BT709)[:, 0].T.copy()  # (3, 256) for Planes.look_up

@@ -1,52 +1,65 @@
-"""Pictures in the form that videos store: planes Y, Cb, Cr of BT.709, limited range, chroma at half resolution. What is drawn so
-VideoWriter need not convert, which takes longer than drawing a map. A whole batch is drawn at once: threads that ask for Python's
-lock for every frame and step wait for each other more than they draw.
+"""Pictures in the form that videos store (tensors, on any device): planes Y, Cb, Cr of BT.709, limited range, chroma at half
+resolution.
+
+What is drawn so VideoWriter need not convert, and on a GPU nothing is left for the host but to encode.
 """
 
 from __future__ import annotations
 
-import cv2
-import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-# RGB of 0 to 255 -> Y, Cb, Cr: (3, 4), the last column added (ITU-R BT.709, sections 3 and 4)
-_LUMA = np.array([0.2126, 0.7152, 0.0722])
-_LEVELS = np.vstack([219 * _LUMA, 224 * (np.eye(3)[2] - _LUMA) / 1.8556, 224 * (np.eye(3)[0] - _LUMA) / 1.5748]) / 255
-BT709 = np.column_stack([_LEVELS, [16, 128, 128]])
-
-
-class Planes:
-    """`count` black pictures of even sides; `buffer` (count, 3 H / 2, W) uint8 holds Y, then Cb, then Cr of each, as VideoWriter
-    takes them."""
-
-    def __init__(self, count: int, width: int, height: int):
-        self.buffer = np.full((count, height * 3 // 2, width), 128, np.uint8)
-        self.buffer[:, :height] = 16
-        self._luma = self.buffer[:, :height]
-        self._chroma = self.buffer[:, height:].reshape(count, 2, height // 2, width // 2)
-
-    def look_up(self, values: np.ndarray, tables: np.ndarray, x: int = 0, y: int = 0) -> None:
-        """Draw (count, h, w) uint8 values in the colours `tables` (3, 256) uint8 gives them; x, y of the upper left corner; all
-        even."""
-        count, height, width = values.shape
-        rows = values.reshape(-1, width)
-        self._put(0, cv2.LUT(rows, tables[0]), x, y, height)
-        half = _half(rows)
-        for k in (1, 2):
-            self._put(k, cv2.LUT(half, tables[k]), x, y, height)
-
-    def put(self, images: np.ndarray, x: int = 0, y: int = 0) -> None:
-        """Draw (count, h, w, 3) RGB uint8 pictures, or one of them on all; x, y of their upper left corner; all even."""
-        height, width = images.shape[1:3]
-        levels = cv2.split(cv2.transform(images.reshape(-1, width, 3), BT709))
-        for k, level in enumerate(levels):
-            self._put(k, _half(level) if k else level, x, y, height)
-
-    def _put(self, k: int, rows: np.ndarray, x: int, y: int, height: int) -> None:
-        """Plane k of pictures that lie one below the other."""
-        plane, step = (self._chroma[:, k - 1], 2) if k else (self._luma, 1)
-        height, width = height // step, rows.shape[1]
-        plane[:, y // step : y // step + height, x // step : x // step + width] = rows.reshape(-1, height, width)
+# RGB of 0 to 255 -> Y, Cb, Cr (ITU-R BT.709, sections 3 and 4)
+_LUMA = torch.tensor([0.2126, 0.7152, 0.0722])
+_MATRIX = torch.stack([219 * _LUMA, 224 * (torch.eye(3)[2] - _LUMA) / 1.8556, 224 * (torch.eye(3)[0] - _LUMA) / 1.5748]) / 255
+_ZERO = torch.tensor([16.0, 128.0, 128.0])
 
 
-def _half(rows: np.ndarray) -> np.ndarray:
-    return cv2.resize(rows, (rows.shape[1] // 2, rows.shape[0] // 2), interpolation=cv2.INTER_AREA)
+def bt709(colours: Tensor) -> Tensor:
+    """(..., 3) RGB -> (..., 3) Y, Cb, Cr uint8, of 0 to 255."""
+    matrix, zero = _MATRIX.to(colours.device), _ZERO.to(colours.device)
+    return (colours.float() @ matrix.T + (zero + 0.5)).to(torch.uint8)
+
+
+def look_up(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Luma (..., h, w) and chroma (..., 2, h / 2, w / 2) uint8 of pictures whose pixels (..., h, w) uint8 have the colours `table`
+    (256, 3), as bt709 gives them; h, w even. Chroma is that of the mean of four pixels."""
+    coarse = halved(values)
+    return _of(table[:, 0], values), torch.stack([_of(table[:, k], coarse) for k in (1, 2)], -3)
+
+
+def to_planes(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """As look_up, of (..., 3, h, w) uint8 RGB."""
+    luma, chroma = (bt709(levels.movedim(-3, -1)).movedim(-1, -3) for levels in (pictures, halved(pictures)))
+    return luma[..., 0, :, :], chroma[..., 1:, :, :]
+
+
+def halved(levels: Tensor) -> Tensor:
+    """(..., h, w) uint8 -> (..., h / 2, w / 2) uint8: means of 2 x 2."""
+    rows = levels[..., ::2, :].short() + levels[..., 1::2, :]
+    return ((rows[..., ::2] + rows[..., 1::2] + 2) >> 2).to(torch.uint8)
+
+
+def resized(pictures: Tensor, width: int, height: int) -> Tensor:
+    """(B, C, h, w) uint8 -> (B, C, height, width) uint8: every pixel a mean over what it covers."""
+    if pictures.shape[-2:] == (height, width):
+        return pictures
+    levels = pictures if pictures.device.type == "cpu" else pictures.float()  # of bytes no GPU can, and a CPU five times as fast
+    levels = F.interpolate(levels, (height, width), mode="bilinear", antialias=True)
+    return levels if levels.dtype == torch.uint8 else levels.add_(0.5).to(torch.uint8)
+
+
+def tiled(tiles: Tensor, columns: int) -> Tensor:
+    """(B, K, ..., h, w), K a multiple of `columns` -> (B, ..., K / columns x h, columns x w): row by row."""
+    return torch.cat([torch.cat(row.unbind(1), -1) for row in tiles.split(columns, 1)], -2)
+
+
+def joined(luma: Tensor, chroma: Tensor) -> Tensor:
+    """(..., H, W), (..., 2, H / 2, W / 2) -> (..., 3 H / 2, W): plane after plane, as VideoWriter takes it."""
+    return torch.cat([luma, chroma.reshape(*luma.shape[:-2], -1, luma.shape[-1])], -2)
+
+
+def _of(column: Tensor, values: Tensor) -> Tensor:
+    """column[values]; index_select is ten times as fast."""
+    return column.index_select(0, values.flatten().int()).view(values.shape)

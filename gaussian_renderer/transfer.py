@@ -50,9 +50,9 @@ class DeviceBackdrops:
 class Download:
     """Tensors on their way to the host, while the device goes on; on a CPU they are there already."""
 
-    def __init__(self, *tensors: Tensor | None):
+    def __init__(self, *tensors: Tensor):
         self._event = None
-        self._tensors = [None if x is None else self._send(x) for x in tensors]
+        self._tensors = [self._send(x) for x in tensors]
 
     def _send(self, x: Tensor) -> Tensor:
         if x.device.type != "cuda":
@@ -63,8 +63,8 @@ class Download:
         self._event.record()
         return host
 
-    def arrays(self) -> list[np.ndarray | None]:
+    def arrays(self) -> list[np.ndarray]:
         """What arrived, once it has."""
         if self._event is not None:
             self._event.synchronize()
-        return [None if x is None else x.numpy() for x in self._tensors]
+        return [x.numpy() for x in self._tensors]

@@ -1,12 +1,9 @@
 """Compositing: plain alpha is the formula, feathering leaves the inside alone, keeps to the shape and makes no halo."""
 
-import numpy as np
 import pytest
 import torch
 
-from gaussian_renderer.compositing import PLANAR_COLOURS, colour_map, composite, edge_weight, from_bytes, to_bytes
-from gaussian_renderer.planes import Planes
-from utils.video import VideoWriter, read_frames
+from gaussian_renderer.compositing import composite, edge_weight, from_bytes, to_bytes
 
 
 def disc(size=128, radius=0.6, cx=0.0, cy=0.0, soft=80.0):
@@ -76,34 +73,3 @@ def test_bytes_survive_the_trip_to_floats_and_back():
     pictures = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
     assert torch.equal(to_bytes(from_bytes(pictures)), pictures)
     assert to_bytes(torch.tensor([-0.5, 0.5, 2.0]).view(1, 3, 1, 1)).flatten().tolist() == [0, 128, 255]
-
-
-def test_the_attention_scale_is_fixed_and_rises_in_brightness():
-    colours = colour_map(np.arange(0, 256, 15, dtype=np.uint8)[None])[0].astype(float).sum(-1)
-    assert colours[0] < 30 and (np.diff(colours) > 0).all()
-    alone, beside_a_peak = colour_map(np.array([[60, 70]], np.uint8)), colour_map(np.array([[60, 255]], np.uint8))
-    assert (alone[0, 0] == beside_a_peak[0, 0]).all()
-
-
-def test_planes_of_the_attention_colours_decode_to_what_their_pixels_do(tmp_path):
-    values = np.repeat(np.linspace(0, 255, 48).astype(np.uint8), 4)[None].repeat(64, 0)
-    looked_up, put = Planes(2, 192, 64), Planes(2, 192, 64)
-    both = np.stack([255 - values, values])
-    looked_up.look_up(both[..., :96], PLANAR_COLOURS)
-    looked_up.look_up(both[..., 96:], PLANAR_COLOURS, x=96)
-    put.put(colour_map(both[:, :32]))
-    put.put(colour_map(values[None, 32:]), y=32)
-    decoded = {}
-    for name, drawn in (("pixels", colour_map(values)), ("looked up", looked_up.buffer[1]), ("put", put.buffer[1])):
-        with VideoWriter(tmp_path / f"{name}.mp4", 192, 64, crf=1) as writer:
-            writer.add(drawn)
-        decoded[name] = next(read_frames(tmp_path / f"{name}.mp4")).astype(int)
-    for name in ("looked up", "put"):
-        assert np.abs(decoded["pixels"] - decoded[name]).max() <= 6
-        assert np.abs(decoded[name] - colour_map(values)).mean() < 3  # chroma at half resolution
-
-
-def test_planes_that_nothing_was_drawn_on_are_black(tmp_path):
-    with VideoWriter(tmp_path / "black.mp4", 32, 16) as writer:
-        writer.add(Planes(1, 32, 16).buffer[0])
-    assert next(read_frames(tmp_path / "black.mp4")).max() <= 1

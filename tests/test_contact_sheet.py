@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from utils.contact_sheet import contact_sheet, grid, inscribe, label, spread
+from utils.contact_sheet import contact_sheet, grid, inscribe, label, spread, writing
 from utils.errors import UserError
 from utils.image import read_rgb, write_rgb
 from utils.video import VideoWriter
@@ -50,7 +50,7 @@ def test_a_label_darkens_its_corner_only():
     assert marked[:20, :20].max() > 200 and marked[1, 1].tolist() == [30] * 3 and (marked[40:] == 90).all()
     assert (image == 90).all()
     many = np.stack([image, image[::-1]])[..., 0]
-    inscribe(many, "7")
+    inscribe(many, writing("7", 128))
     assert (many == marked[..., 0]).all()
 
 

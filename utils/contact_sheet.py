@@ -25,20 +25,20 @@ def label(image: np.ndarray, text: str) -> np.ndarray:
     """A copy of (..., H, W, 3) uint8 with `text` in its upper left corner, white on a dark bar, sized for the picture."""
     image = image.copy()
     for channel in range(3):
-        inscribe(image[..., channel], text)
+        inscribe(image[..., channel], writing(text, image.shape[-3]))
     return image
 
 
-def inscribe(planes: np.ndarray, text: str) -> None:
-    """As `label`, on (..., H, W) uint8 themselves."""
+def inscribe(planes, written) -> None:
+    """As `label`, on (..., H, W) uint8 themselves: arrays, or tensors if `written` is one; see `writing`."""
     height, width = planes.shape[-2:]
-    written = _writing(text, height)[:height, :width]
+    written = written[:height, :width]
     bar = planes[..., : written.shape[0], : written.shape[1]]
-    np.maximum(bar // 3, written, out=bar)
+    bar[:] = (bar // 3).clip(written)
 
 
 @functools.lru_cache(256)  # a video writes the same words on every frame
-def _writing(text: str, picture_height: int) -> np.ndarray:
+def writing(text: str, picture_height: int) -> np.ndarray:
     """(h, w) uint8: `text`, white on a black bar, sized for pictures of that height."""
     scale = max(0.35, picture_height / 512 * 0.7)
     thickness = max(1, round(scale * 1.5))

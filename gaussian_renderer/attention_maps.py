@@ -1,0 +1,62 @@
+"""What each token attends to as pictures: a map a token, and one mosaic of them with the rendering, drawn where the head is."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from gaussian_renderer.compositing import map_bytes
+from gaussian_renderer.paste import Place
+from gaussian_renderer.planes import bt709, joined, look_up, resized, tiled, to_planes
+from utils.contact_sheet import inscribe, writing
+
+TILE = 256  # height of a tile of the mosaic
+COLUMNS = 3
+# OpenCV's inferno (256, 3) RGB: 0 is black, 1 bright yellow, and even steps look even. The scale is fixed: frames compare
+COLOURS = cv2.applyColorMap(np.arange(256, dtype=np.uint8)[:, None], cv2.COLORMAP_INFERNO)[:, 0, ::-1].copy()
+
+
+class AttentionMaps:
+    """Draws batches as planes (gaussian_renderer/planes.py) on `device`.
+
+    The mosaic shows the rendering, a map a token and the scale, labelled, in rows of three.
+    """
+
+    def __init__(self, tokens: tuple[str, ...], place: Place, size: tuple[int, int], device: torch.device):
+        """`place`: of the rendering in the frames; `size`: width, height of the rendering itself."""
+        self.tokens, self._place = tokens, place
+        self.tile = TILE * size[0] // size[1] // 2 * 2, TILE
+        rows = -(-(len(tokens) + 2) // COLUMNS)
+        self.mosaic_size = COLUMNS * self.tile[0], rows * self.tile[1]
+        self._table = bt709(torch.from_numpy(COLOURS)).to(device)
+        texts = "render", *tokens, "weight: 0 to 1"
+        self._written = [{height: torch.from_numpy(writing(text, height)).clamp(max=235).to(device) for height in (TILE, size[1])}
+                         for text in texts]  # fmt: skip
+        last = torch.zeros(1, rows * COLUMNS - len(tokens) - 1, *self.tile[::-1])  # the scale, and cells that stay empty
+        last[0, 0, 100:130, 20:-20] = torch.linspace(0, 255, self.tile[0] - 40)
+        self._last = last.to(device, torch.uint8)
+
+    def __call__(self, frames: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
+        """frames (B, H, W, 3 or 4) uint8, attention (B, T, h, w) in [0, 1] -> maps (B, T, 3 h / 2, w), mosaic (B, 3 H' / 2, W')."""
+        weights, p = map_bytes(attention), self._place
+        shown = frames[..., :3].permute(0, 3, 1, 2)
+        if p.side is not None:
+            shown = shown[..., p.y : p.y + p.side, p.x : p.x + p.side]
+        small = torch.cat([resized(weights, *self.tile), self._last.expand(len(weights), -1, -1, -1)], 1)
+        cells = zip(to_planes(resized(shown, *self.tile)), look_up(small, self._table), strict=True)
+        luma, chroma = (torch.cat([render[:, None], maps], 1) for render, maps in cells)
+        self._label(luma, chroma, self._written)
+        mosaic = joined(tiled(luma, COLUMNS), tiled(chroma, COLUMNS))
+        luma, chroma = look_up(weights, self._table)
+        self._label(luma, chroma, self._written[1:-1])
+        return joined(luma, chroma), mosaic
+
+    @staticmethod
+    def _label(luma: Tensor, chroma: Tensor, texts: list[dict[int, Tensor]]) -> None:
+        """Write each text, white on a dark bar, into its picture of (B, K, h, w) luma and (B, K, 2, h / 2, w / 2) chroma."""
+        for k, by_height in enumerate(texts):
+            written = by_height[luma.shape[-2]]
+            inscribe(luma[:, k], written)
+            chroma[:, k, :, : written.shape[0] // 2, : written.shape[1] // 2] = 128
