@@ -31,6 +31,7 @@ from gaussian_renderer.attention_maps import AttentionMaps
 from gaussian_renderer.compositing import from_bytes, to_bytes
 from gaussian_renderer.outputs import Clip, Outputs
 from gaussian_renderer.paste import PASTES, Backdrops, put_on
+from gaussian_renderer.planes import joined, to_planes
 from gaussian_renderer.replay import Replayed
 from gaussian_renderer.transfer import DeviceBackdrops, Download
 from scene import TalkingHead, load_avatar
@@ -138,16 +139,23 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
 
     Returns False if Ctrl-C ended it early (what was drawn is kept), True otherwise.
     """
-    cv2.setNumThreads(1)  # pictures are decoded and drawn on threads of ours: OpenCV's own would only fight for the cores
-    behind, draw = DeviceBackdrops(backdrops, device), Replayed(draw, device)
+    cv2.setNumThreads(1)  # pictures are decoded on threads of ours: OpenCV's own would only fight for the cores
+    behind, place, background = DeviceBackdrops(backdrops, device), backdrops.place, backdrops.background
+    background = None if background is None else from_bytes(torch.from_numpy(background)[None]).to(device)
+
+    def picture(backdrop: torch.Tensor, *conditions: torch.Tensor) -> list[torch.Tensor]:
+        """What goes to the host: a batch as `outputs` takes it."""
+        rendering = draw(Conditions(*conditions))
+        frames = put_on(rendering.rgb, rendering.alpha, from_bytes(backdrop), feather, place, background).clamp_(0, 1)
+        maps = outputs.attention(frames, rendering.attention) if outputs.attention else ()
+        return [joined(*to_planes(frames)) if outputs.planar else to_bytes(frames), *maps]
 
     def load(start: int):
         ids = clip.pose_ids[start : start + batch]
         truth = np.stack([reader.image(i) for i in ids]) if clip.truth else None
         return batch_conditions(reader, clip, start, ids), ids, behind.decode(ids), truth
 
-    done, background = 0, backdrops.background
-    background = None if background is None else from_bytes(torch.from_numpy(background)[None]).to(device)
+    done, replayed = 0, Replayed(picture, device)
     threads = min(8, max(2, (os.cpu_count() or 2) // 2))
     batches = prefetch(load, range(0, len(clip.pose_ids), batch), threads, threads + 2)
     drawn: collections.deque[tuple[Download, np.ndarray | None]] = collections.deque()  # on their way to the host
@@ -164,13 +172,8 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
     with (outputs, contextlib.closing(batches), progress(label=f"render {clip.split}", total=len(clip.pose_ids)) as bar,
           torch.inference_mode()):  # fmt: skip
         for conditions, ids, decoded, truth in batches:
-            conditions.intrinsics = enlarged(conditions.intrinsics, backdrops.place.scale)
-            rendering = draw(conditions.to(device))
-            backdrop = from_bytes(behind.batch(ids, decoded))
-            frames = put_on(rendering.rgb, rendering.alpha, backdrop, feather, backdrops.place, background)
-            pictures = to_bytes(frames)
-            maps = outputs.attention(pictures, rendering.attention) if outputs.attention else ()
-            drawn.append((Download(pictures, *maps), truth))
+            conditions.intrinsics = enlarged(conditions.intrinsics, place.scale)
+            drawn.append((Download(*replayed(behind.batch(ids, decoded), *conditions.tensors())), truth))
             hand_out(1)
             if outputs.interrupted:
                 break

@@ -31,11 +31,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import arguments
-from gaussian_renderer import render_batch, render_surfels
+from gaussian_renderer import Rendering, render_batch, render_surfels
 from gaussian_renderer.attention_maps import AttentionMaps
-from gaussian_renderer.compositing import from_bytes, to_bytes
+from gaussian_renderer.compositing import from_bytes
 from gaussian_renderer.outputs import Clip, Outputs
 from gaussian_renderer.paste import Backdrops, put_on
+from gaussian_renderer.planes import joined, to_planes
 from gaussian_renderer.replay import Replayed
 from gaussian_renderer.transfer import Download
 from render import render_clip
@@ -124,7 +125,7 @@ class Timer:
 class Nowhere:
     """Takes frames as Outputs does and keeps none."""
 
-    interrupted, attention = False, None
+    interrupted, attention, planar = False, None, True
 
     def __enter__(self) -> Nowhere:
         return self
@@ -149,18 +150,24 @@ def measure(head: TalkingHead, reader, device: torch.device, batch: int, frames:
         surfels = head(conditions)
         drawn = render_surfels(surfels, conditions, *size)
         behind = from_bytes(torch.from_numpy(backdrops.batch(pose_ids[:batch])).to(device))
-        pictures = to_bytes(put_on(drawn.rgb, drawn.alpha, behind, 0.0, backdrops.place)).cpu().numpy()
+
+        def planes() -> np.ndarray:
+            frames = put_on(drawn.rgb, drawn.alpha, behind, 0.0, backdrops.place).clamp_(0, 1)
+            return Download(joined(*to_planes(frames))).arrays()[0]
+
+        def drawing(attention: bool, *inputs: torch.Tensor) -> Rendering:
+            return draw(Conditions(*inputs), attention=attention)
+
+        pictures = planes()
         with VideoWriter(folder / "part.mp4", *size) as writer:
             row["encode"] = timer(lambda: [writer.add(picture) for picture in pictures])
         row["backdrop decode"] = timer(lambda: backdrops.batch(pose_ids[:batch]))
         row["deformation"] = timer(lambda: head(conditions))
         row["raster"] = timer(lambda: render_surfels(surfels, conditions, *size))
         row["raster + 4 attention maps"] = timer(lambda: render_surfels(surfels, conditions, *size, attention=True))
-        row["composite, to host"] = timer(
-            lambda: Download(to_bytes(put_on(drawn.rgb, drawn.alpha, behind, 0.0, backdrops.place))).arrays()
-        )
+        row["composite, to host"] = timer(planes)
         draw = functools.partial(render_batch, head, width=size[0], height=size[1])
-        both = {attention: timer(functools.partial(Replayed(functools.partial(draw, attention=attention), device), conditions))
+        both = {attention: timer(functools.partial(Replayed(functools.partial(drawing, attention), device), *conditions.tensors()))
                 for attention in (False, True)}  # fmt: skip
     row = {name: 1000 * seconds / batch for name, seconds in row.items()}
     speed = {"network + raster": batch / both[False], "network + raster, attention": batch / both[True]}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gaussian_renderer.compositing import map_bytes
 from gaussian_renderer.paste import Place
-from gaussian_renderer.planes import bt709, joined, look_up, resized, tiled, to_planes
+from gaussian_renderer.planes import colour_table, joined, look_up, resized, tiled, to_planes
 from utils.contact_sheet import inscribe, writing
 
 TILE = 256  # height of a tile of the mosaic
@@ -30,7 +30,7 @@ class AttentionMaps:
         self.tile = TILE * size[0] // size[1] // 2 * 2, TILE
         rows = -(-(len(tokens) + 2) // COLUMNS)
         self.mosaic_size = COLUMNS * self.tile[0], rows * self.tile[1]
-        self._table = bt709(torch.from_numpy(COLOURS)).to(device)
+        self._table = colour_table(torch.from_numpy(COLOURS) / 255).to(device)
         texts = "render", *tokens, "weight: 0 to 1"
         self._written = [{height: torch.from_numpy(writing(text, height)).clamp(max=235).to(device) for height in (TILE, size[1])}
                          for text in texts]  # fmt: skip
@@ -39,13 +39,14 @@ class AttentionMaps:
         self._last = last.to(device, torch.uint8)
 
     def __call__(self, frames: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-        """frames (B, H, W, 3 or 4) uint8, attention (B, T, h, w) in [0, 1] -> maps (B, T, 3 h / 2, w), mosaic (B, 3 H' / 2, W')."""
-        weights, p = map_bytes(attention), self._place
-        shown = frames[..., :3].permute(0, 3, 1, 2)
+        """frames (B, 3 or 4, H, W), attention (B, T, h, w), in [0, 1] -> uint8 maps (B, T, 3 h / 2, w), mosaic (B, 3 H / 2, W).
+
+        H, W of the mosaic are its own, `mosaic_size`."""
+        weights, p, shown = map_bytes(attention), self._place, frames[:, :3]
         if p.side is not None:
             shown = shown[..., p.y : p.y + p.side, p.x : p.x + p.side]
         small = torch.cat([resized(weights, *self.tile), self._last.expand(len(weights), -1, -1, -1)], 1)
-        cells = zip(to_planes(resized(shown, *self.tile)), look_up(small, self._table), strict=True)
+        cells = zip(to_planes(resized(map_bytes(shown), *self.tile) / 255), look_up(small, self._table), strict=True)
         luma, chroma = (torch.cat([render[:, None], maps], 1) for render, maps in cells)
         self._label(luma, chroma, self._written)
         mosaic = joined(tiled(luma, COLUMNS), tiled(chroma, COLUMNS))

@@ -40,7 +40,7 @@ def edge_weight(alpha: Tensor, sigma: float) -> Tensor:
     sigma /= factor
     reach = round(1.25 * sigma)
     closed = _shrink(-_shrink(-shape, reach), reach)
-    weight = blur(_shrink(closed, reach), gaussian_kernel(sigma), "replicate")
+    weight = blur(_shrink(closed, reach), gaussian_kernel(sigma, device=closed.device), "replicate")
     return F.interpolate(weight, (height, width), mode="bilinear", align_corners=False) if factor > 1 else weight
 
 
@@ -51,12 +51,12 @@ def _shrink(maps: Tensor, reach: int) -> Tensor:
 
 
 def to_bytes(pictures: Tensor) -> Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, H, W, 3) uint8, rounded, on the same device."""
+    """(B, 3 or 4, H, W) in [0, 1] -> (B, H, W, 3 or 4) uint8, rounded, on the same device."""
     return map_bytes(pictures).permute(0, 2, 3, 1).contiguous()
 
 
 def map_bytes(maps: Tensor) -> Tensor:
-    """Weights in [0, 1] -> uint8 of the same shape, rounded, on the same device."""
+    """Levels in [0, 1] -> uint8 of the same shape, rounded, on the same device."""
     return maps.mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
 
 

@@ -54,6 +54,8 @@ class Outputs:
         self._clip, self._folder, self._stem = clip, folder, stem
         self._place, self._size, self._alpha = place, size, alpha
         self._codec = encoders.codec(**quality)
+        # frames come as planes (gaussian_renderer/planes.py), unless somebody wants RGB
+        self.planar = self._codec.pixels == "yuv420p" and not alpha and not clip.pictures
         self._stack = contextlib.ExitStack()
         self._interrupt = Interrupt("Ctrl-C: finishing the file; another one changes nothing")
         self._writers: list[VideoWriter] = []
@@ -103,7 +105,8 @@ class Outputs:
         self._consumers[kind].append(self._stack.enter_context(Consumer(consume)))
 
     def put(self, frames: np.ndarray, maps: list[np.ndarray], truth: np.ndarray | None) -> None:
-        """A batch: frames (B, H, W, 3 or 4), what `attention` draws, if anything, what was filmed (B, H, W, 3), all uint8."""
+        """A batch: frames (B, H, W, 3 or 4) or planes (B, 3 H / 2, W), what `attention` draws, if anything, what was filmed
+        (B, H, W, 3), all uint8."""
         items = {"renders": frames, "gt": truth}
         if maps:
             each, items["attention"] = maps

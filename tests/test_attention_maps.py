@@ -7,7 +7,7 @@ import torch
 
 from gaussian_renderer.attention_maps import COLOURS, AttentionMaps
 from gaussian_renderer.paste import Place
-from gaussian_renderer.planes import bt709, joined, look_up, resized, to_planes
+from gaussian_renderer.planes import colour_table, joined, look_up, resized, to_planes
 from utils.video import VideoWriter, read_frames
 
 TOKENS = ("audio", "expression", "camera", "frame")
@@ -26,7 +26,7 @@ def test_the_attention_scale_is_fixed_and_rises_in_brightness():
     brightness = COLOURS.astype(float).sum(1)
     assert brightness[0] < 30 and (np.diff(brightness[::15]) > 0).all()
     draw = AttentionMaps(("audio",), Place(64, 64), (64, 64), torch.device("cpu"))
-    black = torch.zeros(2, 64, 64, 3, dtype=torch.uint8)
+    black = torch.zeros(2, 3, 64, 64)
     attention = torch.full((2, 1, 64, 64), 0.3)
     attention[1, 0, :8] = 1.0  # a peak changes nothing elsewhere
     maps = draw(black, attention)[0][:, 0].numpy()
@@ -37,8 +37,8 @@ def test_the_attention_scale_is_fixed_and_rises_in_brightness():
 def test_planes_decode_to_what_their_pixels_do(tmp_path):
     values = torch.linspace(0, 255, 48).to(torch.uint8).repeat_interleave(4)[None].repeat(64, 1)
     given = COLOURS[values]
-    planes = {"looked up": look_up(values, bt709(torch.from_numpy(COLOURS))),
-              "pictures": to_planes(torch.from_numpy(given).movedim(-1, 0))}  # fmt: skip
+    planes = {"looked up": look_up(values, colour_table(torch.from_numpy(COLOURS) / 255)),
+              "pictures": to_planes(torch.from_numpy(given).movedim(-1, 0) / 255)}  # fmt: skip
     with VideoWriter(tmp_path / "pixels.mp4", 192, 64, crf=1) as writer:
         writer.add(given)
     expected = next(read_frames(tmp_path / "pixels.mp4")).astype(int)
@@ -62,8 +62,8 @@ def test_a_resized_picture_is_the_mean_of_what_its_pixels_cover(size):
 def test_the_mosaic_shows_the_rendering_every_map_and_the_scale_in_rows_of_three(tokens):
     place = Place(300, 200, x=10, y=20, side=128)  # the head lies somewhere in a larger picture
     draw = AttentionMaps(tokens, place, (128, 128), torch.device("cpu"))
-    frames = torch.full((2, 200, 300, 4), 7, dtype=torch.uint8)
-    frames[:, 20:148, 10:138, :3] = torch.tensor([200, 100, 50], dtype=torch.uint8)
+    frames = torch.full((2, 4, 200, 300), 0.1)
+    frames[:, :3, 20:148, 10:138] = torch.tensor([200.0, 100.0, 50.0])[:, None, None] / 255
     weights = torch.arange(1, len(tokens) + 1) / (len(tokens) + 1)
     maps, mosaic = draw(frames, weights[None, :, None, None].expand(2, -1, 128, 128))
     assert maps.shape == (2, len(tokens), 192, 128) and mosaic.shape == (2, 3 * draw.mosaic_size[1] // 2, 3 * 256)
@@ -82,5 +82,5 @@ def test_the_mosaic_shows_the_rendering_every_map_and_the_scale_in_rows_of_three
 
 def test_cells_of_the_mosaic_that_nothing_is_drawn_in_are_black():
     draw = AttentionMaps(TOKENS[:2], Place(64, 64), (64, 64), torch.device("cpu"))
-    _, mosaic = draw(torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.ones(1, 2, 64, 64))
+    _, mosaic = draw(torch.zeros(1, 3, 64, 64), torch.ones(1, 2, 64, 64))
     assert draw.mosaic_size == (768, 512) and pixels(mosaic[0].numpy())[256:, 256:].max() < 12

@@ -45,12 +45,12 @@ def write_rgb(path: Path, image: np.ndarray, quality: int = 95) -> None:
 
 def over(image: np.ndarray, background: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8: an (H, W, 4) RGBA picture over an (H, W, 3) one."""
-    result = background.copy()
-    rows = np.flatnonzero(image[..., 3].any(1))
-    if len(rows):  # a torso leaves the upper half free, and there is nothing to blend there
-        piece = slice(rows[0], rows[-1] + 1)
-        alpha = image[piece, :, 3:].astype(np.uint16)
-        result[piece] = (image[piece, :, :3] * alpha + background[piece] * (255 - alpha) + 127) // 255
+    result, alpha = background.copy(), cv2.extractChannel(image, 3)
+    _, top, _, height = cv2.boundingRect(alpha)
+    if height:  # a torso leaves the upper half free, and there is nothing to blend there
+        rows = slice(top, top + height)
+        weight = alpha[rows].astype(np.float32)
+        cv2.blendLinear(cv2.cvtColor(image[rows], cv2.COLOR_RGBA2RGB), background[rows], weight, 255 - weight, result[rows])
     return result
 
 

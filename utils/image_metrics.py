@@ -43,13 +43,13 @@ def blur(maps: Tensor, kernel: Tensor, padding: str = "valid") -> Tensor:
 
 @functools.cache
 def _ssim_window(device: torch.device) -> Tensor:
-    return gaussian_kernel(1.5, 5).to(device)
+    return gaussian_kernel(1.5, 5, device)
 
 
-def gaussian_kernel(sigma: float, radius: int | None = None) -> Tensor:
+def gaussian_kernel(sigma: float, radius: int | None = None, device: torch.device | None = None) -> Tensor:
     """(2 radius + 1,) samples of a Gaussian, sum 1; `radius` defaults to 3 sigma."""
     radius = max(1, round(3 * sigma)) if radius is None else radius
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / sigma) ** 2)
+    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=device) / sigma) ** 2)
     return kernel / kernel.sum()
 
 
