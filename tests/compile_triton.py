@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import arguments
 from scene import fused_deformation, fused_tri_plane
 from scene.deformation import Deformation
-from utils import fused_distance, fused_pictures
+from utils import fused_distance, fused_pictures, fused_pool
 
 TARGET, ON_CHIP, ROWS = GPUTarget("cuda", 86, 32), 99 * 1024, 32  # the smallest memory on chip of what runs them
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64", torch.uint8: "*u8", torch.bool: "*i1"}
@@ -62,8 +62,10 @@ def run_recipe(config: argparse.Namespace) -> None:
     (sum(value.sum() for value in outputs.values()) + attention.sum()).backward()
     with torch.no_grad():
         fused_deformation.deform(layer, heads, features, tokens, base)
-    maps = torch.rand(2, 1, 384, 3, 5, requires_grad=True).to(torch.bfloat16)
+    maps = torch.rand(2, 1, 384, 4, 5, requires_grad=True).to(torch.bfloat16)
     fused_distance.distance(*maps, torch.rand(384)).sum().backward()
+    for window in (1, 2, 3):
+        fused_pool.pool(maps[0].detach().requires_grad_(), window).sum().backward()
     drawn, alpha = torch.rand(2, 3, 5, 7, requires_grad=True), torch.rand(2, 1, 5, 7, requires_grad=True)
     filmed, squares = torch.zeros(2, 3, 5, 7, dtype=torch.uint8), torch.zeros(2, 3, 4, dtype=torch.int64)
     shown = fused_pictures.pictures(drawn, alpha, filmed, filmed[:, :1] > 0, drawn[..., :1, :1], squares[:, :1], squares[:, 1:])

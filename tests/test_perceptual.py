@@ -9,7 +9,9 @@ from utils import model_store
 from utils.errors import UserError
 from utils.image_metrics import blur, gaussian_kernel
 from utils.losses import perceptual_distance, random_square, square_crops
-from utils.perceptual import PerceptualLoss, _alex_slices, _Network, _vgg_slices, distance
+from utils.perceptual import BlurPool, PerceptualLoss, _alex_slices, _Network, _vgg_slices, distance
+
+BINOMIAL = torch.tensor([1.0, 2.0, 1.0]) * torch.tensor([[1.0], [2.0], [1.0]]) / 16
 
 
 def picture(size=96):
@@ -37,7 +39,10 @@ def test_published_weights_load_strictly_and_give_zero_for_equal_pictures(net):
         pytest.skip(f"needs the ST-LPIPS weights (python -m utils.model_store fetch stlpips_{net})")
     x = picture(64)
     with torch.no_grad():
-        assert PerceptualLoss(net, weights)(x, x).item() == 0
+        assert (loss := PerceptualLoss(net, weights))(x, x).item() == 0
+    for name, filt in loss.network.state_dict().items():
+        if name.endswith("filt"):  # what utils/fused_pool.py takes for granted
+            torch.testing.assert_close(filt, BINOMIAL.expand_as(filt))
 
 
 def test_the_distance_grows_with_blur_and_noise(loss):
@@ -81,6 +86,21 @@ def test_the_fused_distance_and_its_gradient_equal_the_plain_ones(shape):
     torch.testing.assert_close(got.cpu(), want)
     each = torch.arange(1.0, 1 + len(a))
     torch.testing.assert_close(torch.autograd.grad((got.cpu() * each).sum(), a)[0], torch.autograd.grad((want * each).sum(), a)[0])
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize("size", [(5, 8), (6, 7), (9, 19)])
+def test_the_fused_pool_and_its_gradient_equal_the_plain_ones(window, size):
+    fused = pytest.importorskip("utils.fused_pool", reason="triton is not installed (torch's CUDA builds for Linux bring it)")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    plain = BlurPool(70, window)
+    plain.filt.copy_(BINOMIAL)
+    x = torch.randn(2, 70, *size, generator=torch.Generator().manual_seed(0)).relu().requires_grad_()  # half are equal, at zero
+    want, got = plain(x), fused.pool(x.to(device), window)
+    torch.testing.assert_close(got.cpu(), want)
+    each = torch.randn(want.shape)
+    gradients = [torch.autograd.grad((out.cpu() * each).sum(), x)[0] for out in (got, want)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_a_random_square_is_cut_out_as_it_is_and_the_same_in_every_picture():

@@ -22,27 +22,36 @@ from utils.errors import UserError
 
 
 class BlurPool(nn.Module):
-    """Every second sample of (B, C, H, W) after a fixed low-pass filter (`filt` of the weights: binomial 3x3)."""
+    """The largest of every `window` x `window` pixels of (B, C, H, W), then every second sample after a fixed low-pass filter
+    (`filt` of the weights: binomial 3x3). On a GPU one kernel (fused_pool.py)."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, window: int = 1):
         super().__init__()
+        self.window = window
         self.register_buffer("filt", torch.empty(channels, 1, 3, 3))
 
     def forward(self, x: Tensor) -> Tensor:
+        if runs_triton(x.device):
+            from utils import fused_pool
+
+            return fused_pool.pool(x, self.window)
+        if self.window > 1:
+            x = F.max_pool2d(x, self.window, 1)
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="reflect"), self.filt, stride=2, groups=x.shape[1])
+
+
+def _pool(channels: int, window: int) -> list[nn.Module]:
+    return [nn.Identity(), BlurPool(channels, window)]  # in the published numbering the largest is a layer of its own
 
 
 def _alex_slices() -> list[list[nn.Module]]:
     def block(inputs: int, outputs: int, size: int) -> list[nn.Module]:
         return [nn.Conv2d(inputs, outputs, size, padding=size // 2), nn.ReLU(inplace=True)]
 
-    def pool(channels: int) -> list[nn.Module]:
-        return [nn.MaxPool2d(3, stride=1), BlurPool(channels)]
-
     return [
         [nn.Conv2d(3, 64, 11, stride=2, padding=2), BlurPool(64), nn.ReLU(inplace=True)],
-        pool(64) + block(64, 192, 5),
-        pool(192) + block(192, 384, 3),
+        _pool(64, 3) + block(64, 192, 5),
+        _pool(192, 3) + block(192, 384, 3),
         block(384, 256, 3),
         block(256, 256, 3),
     ]
@@ -51,7 +60,7 @@ def _alex_slices() -> list[list[nn.Module]]:
 def _vgg_slices() -> list[list[nn.Module]]:
     slices, inputs = [], 3
     for outputs, convolutions in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
-        layers: list[nn.Module] = [nn.MaxPool2d(2, stride=1), BlurPool(inputs)] if slices else []
+        layers = _pool(inputs, 2) if slices else []
         for _ in range(convolutions):
             layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(inplace=True)]
             inputs = outputs
