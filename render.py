@@ -45,6 +45,7 @@ from utils.device import choose_device
 from utils.errors import UserError, command_line
 from utils.export import write_surfels
 from utils.files import read_npy, writable, write_json
+from utils.memory import one_sentence_when_full
 from utils.pipeline import Rows, prefetch
 from utils.progress import progress
 
@@ -324,7 +325,8 @@ def main(argv: list[str] | None = None) -> None:
         stem = f"{clip.name}_{head.iteration}iter"
         outputs = Outputs(clip, folder, stem, backdrops.place, size, maps, args.alpha, **quality)
         begin = time.monotonic()
-        complete = render_clip(clip, reader, draw, backdrops, outputs, device, batch, args.feather)
+        with one_sentence_when_full("rendering", f"give a smaller --batch than {batch}" if batch > 1 else "give --device cpu"):
+            complete = render_clip(clip, reader, draw, backdrops, outputs, device, batch, args.feather)
         seconds = time.monotonic() - begin
         if not complete:
             print(f"{outputs.result}  (stopped by Ctrl-C: it plays, and ends early)")

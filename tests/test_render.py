@@ -232,6 +232,17 @@ def test_a_full_disk_while_encoding_ends_in_one_sentence(model, tmp_path, monkey
     assert list((model / "custom/ours_7").iterdir()) == []
 
 
+def test_memory_that_runs_out_while_drawing_is_one_sentence_and_leaves_no_half_video(model, tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+
+    monkeypatch.setattr(render, "put_on", full)
+    speak(tmp_path / "a.wav", seconds=0.2)
+    said = failure(capsys, "-m", model, "--custom_aud", tmp_path / "a.wav", "--batch", "3")
+    assert "memory ran out while rendering; give a smaller --batch than 3" in said
+    assert not list((model / "custom/ours_7").glob("*.mp4"))
+
+
 def test_an_output_folder_that_cannot_be_written_is_one_sentence(model, tmp_path, capsys):
     (model / "custom").write_text("a file where the folder should be")
     speak(tmp_path / "a.wav", seconds=0.1)

@@ -102,13 +102,13 @@ def plan(config, batch_size: int, pixels: int, frames: int, device: torch.device
 
 
 @contextlib.contextmanager
-def one_sentence_when_full(doing: str) -> Iterator[None]:
+def one_sentence_when_full(doing: str, remedy: str = REMEDY) -> Iterator[None]:
     """Turn running out of memory, on any device, into a UserError that names what to lower."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError) as error:
-        raise UserError(f"memory ran out while {doing}; {REMEDY}") from error
+        raise UserError(f"memory ran out while {doing}; {remedy}") from error
     except RuntimeError as error:  # the CPU allocator of torch has no class of its own
         if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
             raise
-        raise UserError(f"memory ran out while {doing}; {REMEDY}") from error
+        raise UserError(f"memory ran out while {doing}; {remedy}") from error
