@@ -17,8 +17,8 @@ PROGRAM = GIB // 2  # bytes of torch, the model and its optimizer
 HOST_PROGRAM = 2 * GIB  # RAM of a process that trains on a GPU: CUDA itself, and frames on their way
 HOST_CACHE = 2 * GIB  # frames kept in RAM at most
 # bytes a pixel that the perceptual distance keeps for its gradient: all storages that autograd saves (saved_tensors_hooks, weights
-# left out, one picture of 432 x 432), in plain torch at float32, and at bfloat16 with the distance as one kernel
-PERCEPTUAL = {"alex": (370, 190), "vgg": (4100, 2280)}
+# left out, one picture of 144 x 144 or more), in plain torch at float32, and at bfloat16 with pools and distance as kernels
+PERCEPTUAL = {"alex": (370, 80), "vgg": (4100, 860)}
 CGROUPS, OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 # below CGROUPS, by version: where they lie; limit, what is taken, and the line of memory.stat for what the kernel can give back
 CGROUP_FILES = {2: (".", "memory.max", "memory.current", "inactive_file"),
