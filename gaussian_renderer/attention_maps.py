@@ -36,7 +36,7 @@ class AttentionMaps:
                          for text in texts]  # fmt: skip
         last = torch.zeros(1, rows * COLUMNS - len(tokens) - 1, *self.tile[::-1])  # the scale, and cells that stay empty
         last[0, 0, 100:130, 20:-20] = torch.linspace(0, 255, self.tile[0] - 40)
-        self._last = last.to(device, torch.uint8)
+        self._last = look_up(last.to(device, torch.uint8), self._table)
 
     def __call__(self, frames: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
         """frames (B, 3 or 4, H, W), attention (B, T, h, w), in [0, 1] -> uint8 maps (B, T, 3 h / 2, w), mosaic (B, 3 H / 2, W).
@@ -45,14 +45,15 @@ class AttentionMaps:
         weights, p, shown = map_bytes(attention), self._place, frames[:, :3]
         if p.side is not None:
             shown = shown[..., p.y : p.y + p.side, p.x : p.x + p.side]
-        small = torch.cat([resized(weights, *self.tile), self._last.expand(len(weights), -1, -1, -1)], 1)
-        cells = zip(to_planes(resized(map_bytes(shown), *self.tile) / 255), look_up(small, self._table), strict=True)
-        luma, chroma = (torch.cat([render[:, None], maps], 1) for render, maps in cells)
-        self._label(luma, chroma, self._written)
-        mosaic = joined(tiled(luma, COLUMNS), tiled(chroma, COLUMNS))
-        luma, chroma = look_up(weights, self._table)
-        self._label(luma, chroma, self._written[1:-1])
-        return joined(luma, chroma), mosaic
+        if shown.shape[-2:] != self.tile[::-1]:
+            shown = resized(map_bytes(shown), *self.tile) / 255
+        maps, small = look_up(weights, self._table), resized(weights, *self.tile)
+        small = maps if small is weights else look_up(small, self._table)
+        cells = [torch.cat([render[:, None], tiles, last.expand(len(weights), *last.shape[1:])], 1)
+                 for render, tiles, last in zip(to_planes(shown), small, self._last, strict=True)]  # fmt: skip
+        self._label(*cells, self._written)
+        self._label(*maps, self._written[1:-1])
+        return joined(*maps), joined(*(tiled(planes, COLUMNS) for planes in cells))
 
     @staticmethod
     def _label(luma: Tensor, chroma: Tensor, texts: list[dict[int, Tensor]]) -> None:

@@ -6,6 +6,7 @@ What comes so VideoWriter need not convert: on a GPU nothing is left for the hos
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -70,5 +71,7 @@ def _rounded(levels: Tensor) -> Tensor:
 
 
 def _of(column: Tensor, values: Tensor) -> Tensor:
-    """column[values]; index_select is ten times as fast."""
+    """column[values], ten times as fast."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(cv2.LUT(values.reshape(-1, values.shape[-1]).numpy(), column.numpy())).view(values.shape)
     return column.index_select(0, values.flatten().int()).view(values.shape)
