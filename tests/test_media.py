@@ -47,7 +47,8 @@ def test_a_video_says_that_its_colours_are_bt709_and_they_come_back(tmp_path, na
     wanted = 16 + 219 / 255 * (np.array(COLOURS) @ (0.2126, 0.7152, 0.0722))
     assert np.abs(luma / 2.0 ** (depth - 8) - wanted).max() < 1.5  # stored as it is said, too
     (back,) = read_frames(tmp_path / name)
-    assert np.abs(back[32, 16::32].astype(int) - COLOURS).max() <= 3  # FFmpeg's fast way back from 4:2:0 is off by up to 2
+    error = back[32, 16::32].astype(int) - COLOURS
+    assert np.abs(error).max() <= 2 and np.abs(error.mean(0)).max() < 0.8  # FFmpeg's fast way back would be darker by a level
 
 
 @pytest.mark.parametrize("frames", [1, 2])
