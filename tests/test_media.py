@@ -52,12 +52,12 @@ def test_a_video_says_that_its_colours_are_bt709_and_they_come_back(tmp_path, na
 
 
 def test_reading_and_writing_make_a_picture_neither_darker_nor_of_another_hue(tmp_path):
-    picture = np.random.default_rng(0).normal(128, 900, (64, 64, 3))
+    picture = np.random.default_rng(0).normal(128, 300, (64, 64, 3))
     picture = np.clip(cv2.GaussianBlur(picture, (0, 0), 6), 0, 255).astype(np.uint8)
     with VideoWriter(tmp_path / "a.mp4", 64, 64, crf=1) as writer:
         writer.add(picture)
     (back,) = read_frames(tmp_path / "a.mp4")
-    assert np.abs((back.astype(float) - picture).mean((0, 1))).max() < 0.3  # FFmpeg's fast ways: 0.6 to 1.5
+    assert np.abs((back.astype(float) - picture).mean((0, 1))).max() < 0.3  # FFmpeg's fast ways: 1.4
 
 
 @pytest.mark.parametrize("frames", [1, 2])
