@@ -32,8 +32,8 @@ class AttentionMaps:
         self.mosaic_size = COLUMNS * self.tile[0], rows * self.tile[1]
         self._table = colour_table(torch.from_numpy(COLOURS) / 255).to(device)
         texts = "render", *tokens, "weight: 0 to 1"
-        self._written = [{height: torch.from_numpy(writing(text, height)).clamp(max=235).to(device) for height in (TILE, size[1])}
-                         for text in texts]  # fmt: skip
+        self._on_tiles, self._on_maps = ([torch.from_numpy(writing(text, height)).clamp(max=235).to(device) for text in some]
+                                         for some, height in ((texts, TILE), (tokens, size[1])))  # fmt: skip
         last = torch.zeros(1, rows * COLUMNS - len(tokens) - 1, *self.tile[::-1])  # the scale, and cells that stay empty
         last[0, 0, 100:130, 20:-20] = torch.linspace(0, 255, self.tile[0] - 40)
         self._last = look_up(last.to(device, torch.uint8), self._table)
@@ -51,14 +51,13 @@ class AttentionMaps:
         small = maps if small is weights else look_up(small, self._table)
         cells = [torch.cat([render[:, None], tiles, last.expand(len(weights), *last.shape[1:])], 1)
                  for render, tiles, last in zip(to_planes(shown), small, self._last, strict=True)]  # fmt: skip
-        self._label(*cells, self._written)
-        self._label(*maps, self._written[1:-1])
+        self._label(*cells, self._on_tiles)
+        self._label(*maps, self._on_maps)
         return joined(*maps), joined(*(tiled(planes, COLUMNS) for planes in cells))
 
     @staticmethod
-    def _label(luma: Tensor, chroma: Tensor, texts: list[dict[int, Tensor]]) -> None:
+    def _label(luma: Tensor, chroma: Tensor, texts: list[Tensor]) -> None:
         """Write each text, white on a dark bar, into its picture of (B, K, h, w) luma and (B, K, 2, h / 2, w / 2) chroma."""
-        for k, by_height in enumerate(texts):
-            written = by_height[luma.shape[-2]]
+        for k, written in enumerate(texts):
             inscribe(luma[:, k], written)
             chroma[:, k, :, : written.shape[0] // 2, : written.shape[1] // 2] = 128

@@ -68,6 +68,7 @@ def pool_backward(x, gradient, out, height, width, channels, WINDOW: tl.constexp
     out_width = (columns + 1) // 2
     q, channel, inside, p, picture = _tile(width, channels, COLUMNS, CHANNELS)
     x += picture * height * width * channels
+    out += picture * height * width * channels
     gradient += picture * ((rows + 1) // 2) * out_width * channels
     at = (p * width + q) * channels + channel
     own = tl.load(x + at, mask=inside, other=0.0)
@@ -87,7 +88,7 @@ def pool_backward(x, gradient, out, height, width, channels, WINDOW: tl.constexp
                     passed = tl.load(gradient + ((s // 2 + a) * out_width + t // 2 + b) * channels + channel,
                                      mask=wins & (weight > 0), other=0.0)  # fmt: skip
                     total += weight * passed.to(tl.float32)
-    tl.store(out + picture * height * width * channels + at, total.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=inside)
 
 
 class _Pool(torch.autograd.Function):
