@@ -101,7 +101,7 @@ class GaussianModel(nn.Module):
         score = torch.where(keep, self.gradient / self.seen.clamp_min(1.0), -1.0)
         room = max(max_points - int(keep.sum()), 0)
         count = min(int(fraction * len(self)), room, int((score > 0).sum()))
-        grown = score.topk(count).indices
+        grown = score.topk(count).indices.sort().values  # ranks of surfels that pull alike are rounding's, and decide nothing more
         large = scale[grown] > SPLIT_SCALE
         split, cloned = grown[large], grown[~large]
 
@@ -109,7 +109,8 @@ class GaussianModel(nn.Module):
         parents = torch.cat([split, split, cloned])
         extra = {name: value[parents].clone() for name, value in v.items()}
         children = 2 * len(split)
-        offset = torch.randn(children, 2, generator=generator).to(scale.device) * extra["scaling"][:children].exp()
+        places = torch.randn(2, len(self), 2, generator=generator).to(scale.device)  # of all: a surfel's do not hang on others
+        offset = places[:, split].flatten(0, 1) * extra["scaling"][:children].exp()
         tangents = quaternion_to_matrix(extra["rotation"][:children])[..., :2]
         extra["xyz"][:children] += (tangents @ offset[..., None])[..., 0]
         extra["scaling"][:children] -= float(np.log(1.6))
