@@ -44,6 +44,18 @@ def edge_weight(alpha: Tensor, sigma: float) -> Tensor:
     return F.interpolate(weight, (height, width), mode="bilinear", align_corners=False) if factor > 1 else weight
 
 
+def rim_recoloured(shape: Tensor, sigma: float) -> Tensor:
+    """(B, 4, H, W) premultiplied RGBA, its alpha kept: towards the edge, over about 2 sigma, colours of within take over.
+
+    For a shape cut out of a picture: its outermost pixels hold what was behind it there. What is too thin to have a within
+    takes its own mean.
+    """
+    alpha, inner = shape[:, 3:], edge_weight(shape[:, 3:], sigma)
+    spread = blur(shape * (inner.square() + 1e-3), gaussian_kernel(sigma, device=shape.device), "replicate")
+    within, own = (x[:, :3] / x[:, 3:].clamp_min(1e-4) for x in (spread, shape))
+    return torch.cat([torch.lerp(within, own, inner) * alpha, alpha], 1)
+
+
 def _shrink(maps: Tensor, reach: int) -> Tensor:
     """Minimum over squares of side 2 reach + 1 (along rows, then columns); what lies outside the picture has no say."""
     maps = F.max_pool2d(-maps, (1, 2 * reach + 1), 1, (0, reach))

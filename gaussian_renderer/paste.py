@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import ImageColor
 from torch import Tensor
 
-from gaussian_renderer.compositing import composite, edge_weight
+from gaussian_renderer.compositing import composite, edge_weight, rim_recoloured
 from utils.constants import HAIR, HAT, IMAGE_SIZE, PART_CLASSES
 from utils.errors import UserError
 from utils.files import read_json
@@ -27,7 +27,8 @@ from utils.image import read_rgb
 PASTES = ("none", "headless", "original", "full")
 GREEN = "#00ff00"
 REACH = 8  # pixels at 512 around the filmed head or jaw that are taken from the body without its head, and of skin at the hairline
-KEY_EDGE = 4.0  # softness at 512 of the person's edge when cut out of the filmed background
+KEY_EDGE = 2.0  # softness at 512 of the person's edge when cut out of the filmed background
+KEY_RIM = 6.0  # how far in, at 512, the filmed background colours the person: compositing.rim_recoloured
 UPPER_LIP = 51  # of the 68 landmarks: what lies higher does not move with the jaw
 
 
@@ -188,7 +189,8 @@ def put_on(rgb: Tensor, alpha: Tensor, behind: Tensor, feather: float, place: Pl
     body = behind[:, 3:]
     person = composite(torch.cat([rgb, alpha], 1), alpha, torch.cat([behind[:, :3] * body, body], 1), feather)
     # as one shape: its outermost pixels hold the filmed background's colour, and where head meets body there is no edge
-    person = person * edge_weight(person[:, 3:], KEY_EDGE * alpha.shape[-1] / IMAGE_SIZE)
+    pixel = alpha.shape[-1] / IMAGE_SIZE
+    person = rim_recoloured(person, KEY_RIM * pixel) * edge_weight(person[:, 3:], KEY_EDGE * pixel)
     if background is not None:
         return torch.addcmul(person[:, :3], 1 - person[:, 3:], background)
     return torch.cat([person[:, :3] / person[:, 3:].clamp_min(1e-4), person[:, 3:]], 1)

@@ -158,6 +158,24 @@ def test_the_person_is_cut_out_as_one_shape_and_put_on_any_background():
     torch.testing.assert_close(cut[0, :3, 30, 32], torch.tensor([0.8] * 3), atol=0.02, rtol=0)
 
 
+def test_the_filmed_background_leaves_no_rim_of_its_colour_around_the_person():
+    head, grey = disc(size=256, radius=80), disc(size=256, radius=79)
+    blue = torch.tensor([0.0, 0, 1])[None, :, None, None]  # what a mask a little too large takes along
+    filmed = (0.6 * grey + blue * (1 - grey)) * head
+    cut = put_on(filmed, head, torch.zeros(1, 4, 256, 256), 0.0, Place(256, 256))[0]
+    seen = cut[3] > 0.05
+    assert seen.sum() > 0.9 * 3.14 * 79**2
+    assert (cut[2] - cut[0])[seen].max() < 0.2 and cut[0][seen].min() > 0.5
+
+
+def test_what_is_thinner_than_the_rim_keeps_its_colour():
+    hair = torch.zeros(1, 1, 256, 256)
+    hair[..., 100:103, 20:200] = 1
+    cut = put_on(0.7 * hair.expand(1, 3, 256, 256), hair, torch.zeros(1, 4, 256, 256), 0.0, Place(256, 256))[0]
+    seen = cut[3] > 0.01
+    assert seen.any() and (cut[:3, seen] - 0.7).abs().max() < 0.02
+
+
 def test_a_background_may_be_a_picture_of_any_shape_or_a_colour(tmp_path):
     wide = np.zeros((50, 200, 3), np.uint8)
     wide[:, 100:] = 255
