@@ -35,6 +35,7 @@ class Batch:
     mask: Tensor  # (B, 1, h, w) bool: the part that is modelled
     lips: Tensor  # (B, 1, 4) square around the lips: left, top, right, bottom in pixels, right and bottom outside; empty if unseen
     eyes: Tensor  # (B, 2, 4) squares around the eyes
+    shut: Tensor  # (B,) bool: the eyes are shut
     conditions: Conditions  # intrinsics are those of the window
 
 
@@ -67,7 +68,8 @@ class TrainingSet:
         self.pixels: Tensor | None = None  # (F, 4, h, w) uint8: RGB and class, all frames
         self._batch: Tensor | None = None  # (B, 4, h, w) uint8: the frames at hand
         landmarks = np.stack([reader.landmarks(i) - (w.x, w.y) for i in ids])
-        self.mouth, self.eyes_open = mouth_activity(landmarks), eye_opening(landmarks)
+        self.mouth, opening = mouth_activity(landmarks), eye_opening(landmarks)
+        self.shut = torch.from_numpy(opening < SHUT * np.median(opening)).to(self.device)
         self.lips = torch.tensor([[_square(p[LIPS], w)] for p in landmarks], device=self.device)
         self.eyes = torch.tensor([[_square(p[RIGHT_EYE], w), _square(p[LEFT_EYE], w)] for p in landmarks], device=self.device)
         self.conditions = reader.conditions(ids).to(self.device)
@@ -81,7 +83,7 @@ class TrainingSet:
     def weights(self, lip_sampling: float, blink_share: float) -> np.ndarray:
         """(F,) how often each frame is drawn: by its mouth, and so that shut eyes are at least `blink_share` of what is seen."""
         weights = 1 + lip_sampling * self.mouth
-        shut = self.eyes_open < SHUT * np.median(self.eyes_open)
+        shut = self.shut.cpu().numpy()
         blinks, rest = weights[shut].sum(), weights[~shut].sum()
         if 0 < blinks < blink_share * (blinks + rest):
             weights[shut] *= blink_share * rest / ((1 - blink_share) * blinks)
@@ -143,8 +145,8 @@ class TrainingSet:
         pixels = self._batch if self.pixels is None else self.pixels.index_select(0, rows)
         last = pixels[:, 3:]
         conditions = self.conditions.map(lambda x: x.index_select(0, rows))
-        lips, eyes = (boxes.index_select(0, rows) for boxes in (self.lips, self.eyes))
-        return Batch(rows, pixels[:, :3], last & (PART - 1), last >= PART, lips, eyes, conditions)
+        lips, eyes, shut = (x.index_select(0, rows) for x in (self.lips, self.eyes, self.shut))
+        return Batch(rows, pixels[:, :3], last & (PART - 1), last >= PART, lips, eyes, shut, conditions)
 
 
 def mouth_activity(landmarks: np.ndarray) -> np.ndarray:

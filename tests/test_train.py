@@ -1,5 +1,6 @@
 """train.py on a small data set: it learns, it can be killed, it says what is missing."""
 
+import argparse
 import re
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_dataset import write_tiny_dataset
 
+import arguments
 import train
-from gaussian_renderer import render_batch
+from gaussian_renderer import Rendering, render_batch
 from scene import load_avatar
 from scene.dataset import TrainingSet, frame_order, mouth_activity
 from scene.talking_dataset_readers import TalkingDatasetReader
@@ -304,16 +306,36 @@ def test_a_wide_or_fast_mouth_counts_more_than_a_shut_one():
 def test_rare_blinks_are_drawn_as_often_as_told_and_common_ones_as_often_as_they_are(dataset):
     reader = TalkingDatasetReader(dataset)
     data = TrainingSet(reader, reader.splits["train"], "head")
-    data.eyes_open = np.full(len(data), 0.3)
-    data.eyes_open[3] = 0.1
+    data.shut[:] = False
+    data.shut[3] = True
     weights = data.weights(0.0, 0.25)
     assert weights[3] / weights.sum() == pytest.approx(0.25) and set(np.delete(weights, 3)) == {1.0}
     weights = data.weights(1.0, 0.25)  # together with lips
     assert weights[3] / weights.sum() == pytest.approx(0.25)
     np.testing.assert_allclose(np.delete(weights, 3), 1 + np.delete(data.mouth, 3))
     assert set(data.weights(0.0, 0.5 / len(data))) == {1.0}
-    data.eyes_open[3] = 0.3
+    data.shut[3] = False
     assert set(data.weights(0.0, 0.25)) == {1.0}
+
+
+def test_the_eyes_of_frames_that_show_them_shut_weigh_more_and_nothing_else_does(dataset):
+    reader = TalkingDatasetReader(dataset)
+    data = TrainingSet(reader, reader.splits["train"], "head")
+    data.shut[:] = False
+    data.shut[3] = True
+    w, h = data.window.width, data.window.height
+    black = Rendering(torch.zeros(1, 3, h, w), torch.zeros(1, 1, h, w), None, None, None)
+
+    def terms(row, weight):
+        config = arguments.merge(argparse.Namespace(blink_weight=weight, lambda_eyes=0.2))
+        return image_losses(config, black, data.hold().batch(torch.tensor([row])), torch.zeros(1, 3, 1, 1), None)
+
+    for row in (3, 4):
+        light, heavy = terms(row, 1.0), terms(row, 4.0)
+        assert light["eyes"] > 0
+        for name in light:
+            factor = 4 if (row, name) == (3, "eyes") else 1
+            torch.testing.assert_close(heavy[name], factor * light[name], msg=name)
 
 
 def test_frames_decoded_ahead_are_those_held_in_memory(dataset):

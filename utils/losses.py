@@ -87,12 +87,13 @@ def image_losses(config, drawn: Rendering, batch: Batch, plain: Tensor, perceptu
     given = batch.image, batch.mask, plain, batch.lips, batch.eyes
     image, target, weight, missed = pictures(drawn.rgb, drawn.alpha, *given)
     similarity, l1 = ssim_l1(image, target, weight)
-    l1, in_lips, in_eyes = (l1 / weight.mean((2, 3)).clamp_min(1e-6)).mean(0)  # means over the picture and each square
+    l1, in_lips, in_eyes = (l1 / weight.mean((2, 3)).clamp_min(1e-6)).unbind(1)  # means over each picture and its squares
+    in_eyes = torch.where(batch.shut, config.blink_weight * in_eyes, in_eyes)
     terms = {
-        "l1": (1 - config.lambda_ssim) * l1,
+        "l1": (1 - config.lambda_ssim) * l1.mean(),
         "ssim": config.lambda_ssim * (1 - similarity).mean(),
-        "lips": config.lambda_lips * in_lips,
-        "eyes": config.lambda_eyes * in_eyes,
+        "lips": config.lambda_lips * in_lips.mean(),
+        "eyes": config.lambda_eyes * in_eyes.mean(),
         "mask": config.lambda_mask * missed.mean(),
     }
     if perceptual is not None:
