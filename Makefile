@@ -23,7 +23,8 @@ setup: $(VENV)/.submodules $(VENV)/.weights
 demo: setup
 	$(PY) data_utils/make_demo.py --out $(DEMO)
 	$(PY) data_utils/process.py $(DEMO)/demo.mp4 --size 256
-	$(PY) train.py -s $(DEMO) --model_path $(MODEL) --configs arguments/fast.py --iterations 2800 --coarse_iterations 500 --densify_until 1200
+	$(PY) train.py -s $(DEMO) --model_path $(MODEL) --configs arguments/fast.py --iterations 2800 --coarse_iterations 500 --densify_until 1200 \
+		--blink_weight 4 --lambda_lips 0.8
 	$(PY) render.py --model_path $(MODEL) --skip_train
 	$(PY) metrics.py --model_path $(MODEL)
 	$(PY) render.py --model_path $(MODEL) --custom_aud $(DEMO)/speech.wav

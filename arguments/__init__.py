@@ -81,7 +81,8 @@ class OptimizationParams:
     lip_sampling: float = option(0.0, "how much more often a frame with a wide or fast mouth is drawn (1: up to twice)")
     blink_share: float = option(0.05, "least share of the pictures drawn that show shut eyes: rare blinks are hardly learned",
                                 maximum=0.5)  # fmt: skip
-    blink_weight: float = option(1.0, "how much more lambda_eyes weighs in frames that show shut eyes", minimum=1)
+    blink_weight: float = option(1.0, "how much more lambda_eyes weighs in frames that show shut eyes, for a head that "
+                                 "does not shut its own (4, with lambda_lips 0.8: docs/benchmarks.md)", minimum=1)  # fmt: skip
     lambda_attention: float = option(1e-3, "audio attention to the lower face, expression to the upper, frame off the face")
     lambda_opacity: float = option(0.0, "mean opacity: fewer half-seen surfels")
     lambda_scale: float = option(0.0, "surfels larger than 0.08 dm")
