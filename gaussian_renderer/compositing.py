@@ -52,8 +52,12 @@ def rim_recoloured(shape: Tensor, sigma: float) -> Tensor:
     """
     alpha, inner = shape[:, 3:], edge_weight(shape[:, 3:], sigma)
     spread = blur(shape * (inner.square() + 1e-3), gaussian_kernel(sigma, device=shape.device), "replicate")
-    within, own = (x[:, :3] / x[:, 3:].clamp_min(1e-4) for x in (spread, shape))
-    return torch.cat([torch.lerp(within, own, inner) * alpha, alpha], 1)
+    return torch.cat([torch.lerp(straight(spread), straight(shape), inner) * alpha, alpha], 1)
+
+
+def straight(picture: Tensor) -> Tensor:
+    """(B, 3, H, W) the colours of a premultiplied (B, 4, H, W) RGBA picture, not premultiplied; black where it is clear."""
+    return picture[:, :3] / picture[:, 3:].clamp_min(1e-4)
 
 
 def _shrink(maps: Tensor, reach: int) -> Tensor:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import ImageColor
 from torch import Tensor
 
-from gaussian_renderer.compositing import composite, edge_weight, rim_recoloured
+from gaussian_renderer.compositing import composite, edge_weight, rim_recoloured, straight
 from utils.constants import HAIR, HAT, IMAGE_SIZE, PART_CLASSES
 from utils.errors import UserError
 from utils.files import read_json
@@ -193,7 +193,7 @@ def put_on(rgb: Tensor, alpha: Tensor, behind: Tensor, feather: float, place: Pl
     person = rim_recoloured(person, KEY_RIM * pixel) * edge_weight(person[:, 3:], KEY_EDGE * pixel)
     if background is not None:
         return torch.addcmul(person[:, :3], 1 - person[:, 3:], background)
-    return torch.cat([person[:, :3] / person[:, 3:].clamp_min(1e-4), person[:, 3:]], 1)
+    return torch.cat([straight(person), person[:, 3:]], 1)
 
 
 def _into(rgb: Tensor, alpha: Tensor, behind: Tensor, feather: float, place: Place) -> Tensor:
