@@ -30,7 +30,28 @@ def case(width=32, heads=2, tokens=4, hidden=32, units=16, batch=2, count=75, ou
     leaves = {name: torch.randn(count, size) for name, size in outputs.items()}
     leaves |= {"features": torch.randn(count, width), "tokens": torch.randn(batch, tokens, width)}
     leaves = {name: value.to(DEVICE).requires_grad_() for name, value in leaves.items()}
-    return layer.to(DEVICE), network.to(DEVICE), leaves
+    made = layer.to(DEVICE), network.to(DEVICE), leaves
+    if DEVICE == "cuda":
+        with_decided_relus(*made)
+    return made
+
+
+@torch.no_grad()
+def with_decided_relus(layer, network, leaves):
+    """Moves the biases before each ReLU until every second unit lets all surfels through and the others none: what a GPU rounds
+    (TF32, bfloat16) then turns no ReLU, which would change the gradients of so small a network by up to a quarter."""
+
+    def decide(module, given, out):
+        sides = torch.ones_like(module.bias)
+        sides[1::2] = -1
+        moved = sides * (out.flatten(0, -2).abs().amax(0) + 0.5)
+        module.bias += moved
+        return out + moved
+
+    hooks = [module.register_forward_hook(decide) for module in (layer.hidden[0], layer.norm_hidden, network.first)]
+    plain(layer, network, leaves)
+    for hook in hooks:
+        hook.remove()
 
 
 def plain(layer, network, leaves):
@@ -64,9 +85,8 @@ def small_tiles_in_the_interpreter(monkeypatch):
         monkeypatch.setattr(fused_deformation, "TILES", {name: (32, 4, 1) for name in fused_deformation.TILES})
 
 
-# what products multiply, and how far outputs and gradients may be off. A GPU multiplies float32 as TF32; bfloat16 turns some ReLUs
-# of this small network, so that torch's own autocast is off by up to 0.1 in its gradients
-PRECISIONS = [(torch.float32, 1e-5, 1e-4)] if DEVICE == "cpu" else [(torch.float32, 2e-3, 2e-2), (torch.bfloat16, 1e-2, 0.15)]
+# what products multiply, and how far outputs and gradients may be off: twice what was seen on an H200 (TF32 and bfloat16)
+PRECISIONS = [(torch.float32, 1e-5, 1e-4)] if DEVICE == "cpu" else [(torch.float32, 2e-3, 6e-3), (torch.bfloat16, 7e-3, 3e-2)]
 
 
 @pytest.mark.parametrize("sizes", [

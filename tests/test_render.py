@@ -203,7 +203,7 @@ def test_the_frame_code_is_held_on_request_and_learned_ones_for_other_speech(mod
     def load(*a):
         head = original(*a)
         token = head.deformation.conditions.tokens["frame"]
-        token.codes = codes if codes is None else torch.nn.Parameter(codes)
+        token.codes = codes if codes is None else torch.nn.Parameter(codes.to(token.last.device))
         return seen.append(token) or head
 
     monkeypatch.setattr(render, "load_avatar", load)

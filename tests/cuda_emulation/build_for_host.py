@@ -10,6 +10,7 @@ SUBMODULES = HERE.parents[1] / "submodules"
 RASTERIZER = SUBMODULES / "custom-diff-surfel-rasterization" / "csrc" / "cuda" / "rasterize.cu"
 KNN = SUBMODULES / "simple-knn" / "csrc" / "knn.cu"
 FLAGS = "-x c++ -std=c++17 -O1 -fPIC -shared -fvisibility=hidden -Wall -Wno-unknown-pragmas -Wno-maybe-uninitialized".split()
+FLAGS.append("-U_FORTIFY_SOURCE")  # Ubuntu's default, with which longjmp refuses to change from one coroutine's stack to another's
 
 
 def compiler() -> str | None:
