@@ -15,10 +15,10 @@ from utils.image import read_parsing, read_rgb, write_rgb
 from utils.progress import progress
 
 # lengths in pixels of a picture 512 high (lineage.md 1.6)
-NECK_LENGTH, CLOTH_LENGTH = 53, 9  # how far neck and cloth are continued under the head
+NECK_LENGTH, MARGIN = 53, 9  # how far the neck is continued up under the head, and the body on every side
 PUSH_DOWN = 4  # the rows at the very edge of the chin mix skin and shadow: the colour is taken from below them
 EDGE = 3  # the body's mask fades out over this many pixels of background
-CLOTH_DARKENING = 0.98  # a row
+DARKENING = 0.98  # a pixel
 SMOOTHING = (3, 8, 20)  # sigmas of the neck's colours: sharper near the seam, smoother far from it
 
 
@@ -57,14 +57,14 @@ def on_plate(frame: np.ndarray, classes: np.ndarray, plate: np.ndarray) -> np.nd
 
 
 def torso_image(frame: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """(H, W, 4) uint8 RGBA: neck and cloth of `frame`, both continued upward under the head; alpha 0 elsewhere.
+    """(H, W, 4) uint8 RGBA: neck and cloth of `frame`, continued a little under the head, the neck far up; alpha 0 elsewhere.
 
     frame (H, W, 3) uint8, classes (H, W). Outside the head the visible pixels are the frame's own.
     """
     head, neck, cloth = np.isin(classes, HEAD_CLASSES), np.isin(classes, NECK_CLASSES), classes == CLOTH
     unit = frame.shape[0] / 512
     colour = frame.copy()
-    painted = _paint_cloth(colour, head, cloth, max(1, round(CLOTH_LENGTH * unit)))
+    painted = _paint_around(colour, head, neck | cloth, max(1, round(MARGIN * unit)))
     painted = np.maximum(painted, _paint_neck(colour, head, np.isin(classes, FACE_CLASSES), neck, cloth, unit))
     alpha = np.where(head, painted, _feathered(neck | cloth))
     alpha = np.round(alpha * 255).astype(np.uint8)
@@ -83,19 +83,14 @@ def _mix(over: np.ndarray, under: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.round(over * weight + under * (1 - weight)).astype(np.uint8)
 
 
-def _paint_cloth(colour: np.ndarray, head: np.ndarray, cloth: np.ndarray, length: int) -> np.ndarray:
-    """Copy the top cloth pixel of each column that ends under the head upward, darker row by row; the painted mask."""
-    painted = np.zeros(head.shape, bool)
-    top, touching = _edge_under(head, cloth)
-    x = np.flatnonzero(touching)
-    y = top[x]
-    source = colour[y, x].astype(np.float32)
-    for k in range(1, length):
-        row = y - k
-        ok = row >= 0
-        ok[ok] &= head[row[ok], x[ok]]
-        painted[row[ok], x[ok]] = True
-        colour[row[ok], x[ok]] = (source[ok] * CLOTH_DARKENING**k).astype(np.uint8)
+def _paint_around(colour: np.ndarray, head: np.ndarray, body: np.ndarray, length: int) -> np.ndarray:
+    """Continue the body under the head on every side by less than `length` pixels, in place: each pixel takes the colour of the
+    nearest one of the body, darker with the distance. The painted mask."""
+    distance, label = cv2.distanceTransformWithLabels((~body).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    painted = head & (distance < length)
+    source = np.zeros((label.max() + 1, 3), np.float32)
+    source[label[body]] = colour[body]
+    colour[painted] = (source[label[painted]] * DARKENING ** distance[painted, None]).astype(np.uint8)
     return painted
 
 
@@ -107,7 +102,7 @@ def _paint_neck(colour: np.ndarray, head: np.ndarray, face: np.ndarray, neck: np
     """
     alpha = np.zeros(head.shape, np.float32)
     length, push = max(2, round(NECK_LENGTH * unit)), max(1, round(PUSH_DOWN * unit))
-    columns, seam = _seam(head, face, neck, cloth, round(CLOTH_LENGTH * unit))
+    columns, seam = _seam(head, face, neck, cloth, round(MARGIN * unit))
     if not seam.size:
         return alpha
     rows = slice(max(0, int(seam.min()) - length), min(head.shape[0], int(seam.max()) + length))

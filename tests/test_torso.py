@@ -73,10 +73,10 @@ def test_the_seam_between_neck_and_its_continuation_has_no_step_and_no_streaks()
 def test_a_neck_that_is_absent_leaves_the_torso_alone_with_its_short_continuation():
     picture, classes = figure(neck=False)
     image = torso.torso_image(picture, classes)
-    rows = max(1, round(torso.CLOTH_LENGTH * SIDE / 512))
+    rows = max(1, round(torso.MARGIN * SIDE / 512))
     assert (image[170 - rows + 1 : 170, 128, 3] == 255).all() and image[170 - rows, 128, 3] == 0
     for k in range(1, rows):
-        expected = np.array(CLOTH_RGB) * torso.CLOTH_DARKENING**k
+        expected = np.array(CLOTH_RGB) * torso.DARKENING**k
         assert np.abs(image[170 - k, 128, :3] - expected).max() <= 1
 
 
