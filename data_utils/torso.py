@@ -14,6 +14,7 @@ from utils.dataset_folder import DatasetFolder
 from utils.image import read_parsing, read_rgb, write_rgb
 from utils.progress import progress
 
+VERSION = 2  # 2: the body goes on under the head on every side; no outline of the chin stays on the neck
 # lengths in pixels of a picture 512 high (lineage.md 1.6)
 NECK_LENGTH, MARGIN = 53, 9  # how far the neck is continued up under the head, and the body on every side
 PUSH_DOWN = 4  # the rows at the very edge of the chin mix skin and shadow: the colour is taken from below them
@@ -98,7 +99,7 @@ def _paint_neck(colour: np.ndarray, head: np.ndarray, face: np.ndarray, neck: np
                 unit: float) -> np.ndarray:  # fmt: skip
     """Continue the neck under the head, in place; (H, W) float32 alpha of what was painted, fading out at its top.
 
-    The rows just below the seam, where chin and neck mix, are painted too, less and less with the distance from it.
+    The rows just below the seam, where chin and neck mix, are painted too: a chin that moves would leave its outline on the neck.
     """
     alpha = np.zeros(head.shape, np.float32)
     length, push = max(2, round(NECK_LENGTH * unit)), max(1, round(PUSH_DOWN * unit))
@@ -114,7 +115,7 @@ def _paint_neck(colour: np.ndarray, head: np.ndarray, face: np.ndarray, neck: np
     known = cv2.erode(neck.astype(np.uint8), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE) & (above < -push)
     if known.sum() < 0.1 * neck.sum():
         known = neck
-    blend = np.where(head, weight > 0, neck * np.clip(1 + above / push, 0, 1))
+    blend = np.where(head, weight > 0, neck * np.clip(1.5 + above / push, 0, 1))
     patch[:] = _mix(_diffuse(patch, known.astype(np.float32), unit), patch, blend)
     return alpha
 

@@ -70,6 +70,25 @@ def test_the_seam_between_neck_and_its_continuation_has_no_step_and_no_streaks()
     assert np.abs(np.diff(inside, axis=1)).mean() < 1.5  # columns differ smoothly
 
 
+def test_the_outline_of_the_filmed_chin_does_not_stay_on_the_neck():
+    picture, classes = figure()
+    picture[170:172, 100:156] = SKIN_RGB
+    image = torso.torso_image(picture, classes)
+    assert (image[160:176, 110:146, 3] == 255).all() and np.abs(image[160:176, 110:146, :3].astype(int) - NECK_RGB).max() <= 2
+
+
+def test_beside_neck_and_cloth_too_the_body_goes_on_under_the_hair():
+    picture, classes = figure()
+    hair = np.zeros_like(classes, bool)
+    hair[150:210, 76:100] = hair[190:230, 56:76] = True
+    classes[hair], picture[hair] = HAIR, 0
+    image = torso.torso_image(picture, classes)
+    for k in range(1, round(torso.MARGIN * SIDE / 512)):
+        for y, x, colour in ((200, 100 - k, NECK_RGB), (225, 55 + k, CLOTH_RGB)):
+            assert image[y, x, 3] == 255 and np.abs(image[y, x, :3] - np.array(colour) * torso.DARKENING**k).max() <= 1
+    assert (image[180:200, 80:94, 3] == 0).all()  # what the hair alone covers
+
+
 def test_a_neck_that_is_absent_leaves_the_torso_alone_with_its_short_continuation():
     picture, classes = figure(neck=False)
     image = torso.torso_image(picture, classes)
