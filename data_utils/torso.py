@@ -120,7 +120,7 @@ def _paint_neck(colour: np.ndarray, head: np.ndarray, face: np.ndarray, neck: np
     return alpha
 
 
-def _seam(head, face, neck, cloth, cloth_length: int) -> tuple[slice, np.ndarray]:
+def _seam(head, face, neck, cloth, margin: int) -> tuple[slice, np.ndarray]:
     """Columns and, for each, the row from which the neck is continued upward: its own edge under the head, where it has one.
 
     On both sides, where the jaw hides the neck behind a collar, the columns go on (at most a third of the neck's width) above
@@ -138,7 +138,7 @@ def _seam(head, face, neck, cloth, cloth_length: int) -> tuple[slice, np.ndarray
         for column in range(start + step, start + step * ((last - first) // 3 + 1), step):
             if not (0 <= column < face.shape[1] and beside[column]):
                 break
-            rows[column] = max(cloth_top[column] - cloth_length, 0)
+            rows[column] = max(cloth_top[column] - margin, 0)
     known = np.array(sorted(rows))
     columns = np.arange(known[0], known[-1] + 1)
     return slice(columns[0], columns[-1] + 1), np.interp(columns, known, [rows[k] for k in known.tolist()])

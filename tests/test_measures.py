@@ -1,5 +1,6 @@
 """What benchmarks/ measures on a trained head: where tokens attend, what flickers, and what copying frames would give."""
 
+import dataclasses
 import sys
 
 import numpy as np
@@ -16,6 +17,7 @@ import flicker
 
 import train
 from gaussian_renderer.paste import Backdrops
+from scene import load_avatar
 from scene.talking_dataset_readers import TalkingDatasetReader
 from utils.files import read_json
 from utils.image import read_rgb
@@ -60,6 +62,16 @@ def test_a_code_that_changes_every_frame_flickers_and_held_it_does_not(dataset, 
     assert "held still: " in said and "dB lost on training frames" in said
     frames = [torch.full((3, 8, 8), value) for value in (0.0, 0.1, 0.05)]
     assert flicker.change(frames, [np.ones((8, 8), bool)] * 3) == pytest.approx(0.075 * 255, rel=1e-4)
+
+
+def test_with_the_pose_held_a_head_that_only_turns_does_not_flicker(dataset, model, monkeypatch):
+    reader, device = TalkingDatasetReader(dataset), torch.device("cpu")
+    filmed, ids = reader.conditions, reader.splits["train"][:4]
+    monkeypatch.setattr(reader, "conditions", lambda of: dataclasses.replace(filmed(ids[:1]), view=filmed(of).view))
+    masks = [np.ones((reader.height, reader.width), bool)] * len(ids)
+    turning, held = (flicker.change(flicker.pictures(load_avatar(model, device=device), reader, ids, device, pose), masks)
+                     for pose in (None, ids[2]))  # fmt: skip
+    assert turning > 0 and held == 0
 
 
 def test_the_stillest_stretch_is_consecutive_and_the_pose_rests_in_it(dataset):
