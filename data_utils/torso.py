@@ -60,7 +60,7 @@ def on_plate(frame: np.ndarray, classes: np.ndarray, plate: np.ndarray) -> np.nd
 def torso_image(frame: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """(H, W, 4) uint8 RGBA: neck and cloth of `frame`, continued a little under the head, the neck far up; alpha 0 elsewhere.
 
-    frame (H, W, 3) uint8, classes (H, W). Outside the head the visible pixels are the frame's own.
+    frame (H, W, 3) uint8, classes (H, W). Outside the head the visible pixels are the frame's own, but for the neck's first rows.
     """
     head, neck, cloth = np.isin(classes, HEAD_CLASSES), np.isin(classes, NECK_CLASSES), classes == CLOTH
     unit = frame.shape[0] / 512
