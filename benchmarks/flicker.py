@@ -66,7 +66,7 @@ def pictures(head: TalkingHead, reader: TalkingDatasetReader, ids: list[int], de
     behind = (lambda i: reader.plate) if head.config.part == "all" else reader.backdrop
     for i in ids:
         conditions, place = reader.conditions([i]), i if pose is None else pose
-        conditions.view = reader.conditions([place]).view
+        conditions.view = reader.views[[place]]
         drawn = render_batch(head, conditions.to(device), reader.width, reader.height)
         backdrop = from_bytes(torch.from_numpy(behind(place))[None].to(device))
         yield composite(drawn.rgb, drawn.alpha, backdrop).clamp(0, 1)[0].cpu()

@@ -11,7 +11,7 @@ import numpy as np
 from data_utils.per_frame import is_whole, ordered_map
 from utils.constants import BACKGROUND, CLOTH, FACE_CLASSES, HEAD_CLASSES, NECK_CLASSES
 from utils.dataset_folder import DatasetFolder
-from utils.image import read_parsing, read_rgb, write_rgb
+from utils.image import nearest, read_parsing, read_rgb, write_rgb
 from utils.progress import progress
 
 VERSION = 2  # 2: the body goes on under the head on every side; no outline of the chin stays on the neck
@@ -63,11 +63,11 @@ def torso_image(frame: np.ndarray, classes: np.ndarray) -> np.ndarray:
     frame (H, W, 3) uint8, classes (H, W). Outside the head the visible pixels are the frame's own, but for the neck's first rows.
     """
     head, neck, cloth = np.isin(classes, HEAD_CLASSES), np.isin(classes, NECK_CLASSES), classes == CLOTH
-    unit = frame.shape[0] / 512
+    body, unit = neck | cloth, frame.shape[0] / 512
     colour = frame.copy()
-    painted = _paint_around(colour, head, neck | cloth, max(1, round(MARGIN * unit)))
+    painted = _paint_around(colour, head, body, max(1, round(MARGIN * unit)))
     painted = np.maximum(painted, _paint_neck(colour, head, np.isin(classes, FACE_CLASSES), neck, cloth, unit))
-    alpha = np.where(head, painted, _feathered(neck | cloth))
+    alpha = np.where(head, painted, _feathered(body))
     alpha = np.round(alpha * 255).astype(np.uint8)
     colour *= (alpha > 0)[..., None]
     return np.dstack([colour, alpha])
@@ -87,11 +87,9 @@ def _mix(over: np.ndarray, under: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 def _paint_around(colour: np.ndarray, head: np.ndarray, body: np.ndarray, length: int) -> np.ndarray:
     """Continue the body under the head on every side by less than `length` pixels, in place: each pixel takes the colour of the
     nearest one of the body, darker with the distance. The painted mask."""
-    distance, label = cv2.distanceTransformWithLabels((~body).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    index, distance = nearest(body)
     painted = head & (distance < length)
-    source = np.zeros((label.max() + 1, 3), np.float32)
-    source[label[body]] = colour[body]
-    colour[painted] = (source[label[painted]] * DARKENING ** distance[painted, None]).astype(np.uint8)
+    colour[painted] = (colour.reshape(-1, 3)[index[painted]] * DARKENING ** distance[painted, None]).astype(np.uint8)
     return painted
 
 

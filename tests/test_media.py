@@ -9,7 +9,7 @@ from utils import encoders
 from utils.audio import load_audio, save_wav
 from utils.constants import CLOTH, FPS, NECK, SAMPLE_RATE, SAMPLES_PER_FRAME
 from utils.errors import UserError
-from utils.image import read_parsing, read_rgb, read_rgba, write_parsing, write_rgb
+from utils.image import nearest, read_parsing, read_rgb, read_rgba, write_parsing, write_rgb
 from utils.video import VideoWriter, probe, read_frames
 
 
@@ -134,3 +134,15 @@ def test_an_interrupted_video_leaves_no_file(tmp_path):
         writer.add(np.zeros((64, 64, 3), np.uint8))
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_nearest_known_pixel_is_one_of_the_known_and_hardly_farther_than_any_other():
+    known = np.random.default_rng(0).random((40, 60)) < 0.02
+    index, distance = nearest(known)
+    pixels = np.indices(known.shape).reshape(2, -1).T
+    true = np.linalg.norm(pixels[:, None] - np.argwhere(known)[None], axis=2).min(1)
+    found = np.linalg.norm(pixels - pixels[index.ravel()], axis=1)
+    assert known.ravel()[index].all()
+    np.testing.assert_allclose(found, true, rtol=0.05)
+    np.testing.assert_allclose(distance.ravel(), true, rtol=0.05)
+    assert (nearest(np.zeros((4, 5), bool))[0] == 0).all()

@@ -54,6 +54,15 @@ def over(image: np.ndarray, background: np.ndarray) -> np.ndarray:
     return result
 
 
+def nearest(known: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each pixel of (H, W) the nearest of the `known` (bool) ones: its flat index (H, W), 0 if none is known, and how far it is
+    (H, W) float32, in pixels, within a few percent."""
+    distance, labels = cv2.distanceTransformWithLabels((~known).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    index = np.zeros(labels.max() + 1, np.intp)
+    index[labels[known]] = np.flatnonzero(known)
+    return index[labels], distance
+
+
 def _decode(path: Path, flags: int) -> np.ndarray:
     try:
         data = np.fromfile(path, dtype=np.uint8)

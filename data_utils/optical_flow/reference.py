@@ -12,7 +12,7 @@ from data_utils.face_tracking.surface import subdivide, vertex_normals
 from data_utils.pose_solver import Poses, project
 from utils.constants import EARS, FACE_CLASSES, HAIR, HEAD_CLASSES
 from utils.dataset_folder import DatasetFolder
-from utils.image import read_parsing, read_rgb
+from utils.image import nearest, read_parsing, read_rgb
 
 MOST_REFERENCES = 4
 REFERENCE_SPACING = np.radians(6.0)  # a view further than this from every reference gets its own
@@ -183,10 +183,7 @@ def _continued(surface: np.ndarray, covered: np.ndarray, pose: Poses, focal: flo
     """The surface with depth continued from the nearest covered pixel, so that a warp by it has no tears."""
     rotation, translation = pose.rotation[0], pose.translation[0]
     depth = (surface @ rotation.T + translation)[..., 2]
-    _, labels = cv2.distanceTransformWithLabels((~covered).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-    known = np.zeros(labels.max() + 1)
-    known[labels[covered]] = depth[covered]
-    filled = known[labels]
+    filled = depth.ravel()[nearest(covered)[0]]
     smooth = cv2.GaussianBlur(filled, (0, 0), 0.02 * max(depth.shape))
     filled = np.where(covered, filled, smooth)
     x, y = np.meshgrid(np.arange(depth.shape[1]) + 0.5, np.arange(depth.shape[0]) + 0.5)
