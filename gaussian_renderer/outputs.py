@@ -1,4 +1,4 @@
-"""Every file that one rendered clip becomes, each written by a thread of its own."""
+"""Every file that one rendered clip becomes, each written by a thread of its own; attention videos by another process's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from utils.image import write_rgb
 from utils.interrupt import Interrupt
 from utils.pipeline import Consumer, Rows
 from utils.video import VideoWriter
+from utils.video_process import VideoProcess
 
 
 @dataclasses.dataclass
@@ -37,7 +39,7 @@ class Clip:
 
 
 class Outputs:
-    """Every file of one clip, each written by a thread of its own. A context manager; `put` takes batches.
+    """Every file of one clip. A context manager; `put` takes batches.
 
     While it is open, Ctrl-C only sets `interrupted`: whoever puts looks at it between batches, so that every file has the same
     frames and none is closed while its thread still writes.
@@ -50,7 +52,7 @@ class Outputs:
         `attention`: what draws the maps that are written too. `alpha`: frames come as RGBA and go to a "prores" video or a "png"
         sequence. `quality`: encoder, crf, lossless of utils.encoders.codec, for the videos of pictures without alpha.
         """
-        self.attention, self._maps = attention, [f"attention_{token}" for token in attention.tokens] if attention else []
+        self.attention = attention
         self._clip, self._folder, self._stem = clip, folder, stem
         self._place, self._size, self._alpha = place, size, alpha
         self._codec = encoders.codec(**quality)
@@ -58,7 +60,7 @@ class Outputs:
         self.planar = self._codec.pixels == "yuv420p" and not alpha and not clip.pictures
         self._stack = contextlib.ExitStack()
         self._interrupt = Interrupt("Ctrl-C: finishing the file; another one changes nothing")
-        self._writers: list[VideoWriter] = []
+        self._writers: list[VideoWriter | VideoProcess] = []
         self._consumers: dict[str, list[Consumer]] = collections.defaultdict(list)
         suffix = {None: ".mp4", "prores": ".mov", "png": ""}[alpha]
         self.result = folder / f"{stem}_renders{suffix}"  # what was asked for: a video, or a folder of pictures
@@ -75,18 +77,16 @@ class Outputs:
                 self._movie("gt", self._named("gt"), self._size, self._codec)
             for kind in ("renders", "gt")[: 1 + self._clip.truth] if self._clip.pictures else ():
                 self._pictures(kind, self._folder / kind)
-            for kind in self._maps:
-                self._movie(kind, self._named(kind), self._size, encoders.codec(sketch=1), silent=True)
             if self.attention:
-                self._movie("attention", self._named("attention"), self.attention.mosaic_size, encoders.codec(sketch=3))
+                self._beside()
             self._stack = self._stack.pop_all()
         return self
 
     def _named(self, name: str) -> Path:
         return self._folder / f"{self._stem}_{name}.mp4"
 
-    def _movie(self, kind: str, path: Path, size: tuple[int, int], codec: encoders.Codec, silent: bool = False) -> None:
-        writer = self._stack.enter_context(VideoWriter(path, *size, None if silent else self._clip.sound, codec=codec))
+    def _movie(self, kind: str, path: Path, size: tuple[int, int], codec: encoders.Codec) -> None:
+        writer = self._stack.enter_context(VideoWriter(path, *size, self._clip.sound, codec=codec))
         self._writers.append(writer)
 
         def write(frames: np.ndarray) -> None:
@@ -94,6 +94,17 @@ class Outputs:
                 writer.add(frame)
 
         self._consume(kind, write)
+
+    def _beside(self) -> None:
+        """A video a map, and the mosaic."""
+        videos = [self._video(f"attention_{token}", self._size, encoders.codec(sketch=1)) for token in self.attention.tokens]
+        videos.append(self._video("attention", self.attention.mosaic_size, encoders.codec(sketch=3), self._clip.sound))
+        writers = self._stack.enter_context(VideoProcess(videos))
+        self._writers.append(writers)
+        self._consume("attention", lambda drawn: writers.add([*drawn[0].swapaxes(0, 1), drawn[1]]))
+
+    def _video(self, name: str, size: tuple[int, int], codec: encoders.Codec, sound: Sound | None = None) -> dict[str, Any]:
+        return {"path": self._named(name), "width": size[0], "height": size[1], "audio": sound, "codec": codec}
 
     def _pictures(self, kind: str, folder: Path) -> None:
         for old in writable(folder).glob("[0-9]*.png"):
@@ -107,10 +118,7 @@ class Outputs:
     def put(self, frames: np.ndarray, maps: list[np.ndarray], truth: np.ndarray | None) -> None:
         """A batch: frames (B, H, W, 3 or 4) or planes (B, 3 H / 2, W), what `attention` draws, if anything, what was filmed
         (B, H, W, 3), all uint8."""
-        items = {"renders": frames, "gt": truth}
-        if maps:
-            each, items["attention"] = maps
-            items |= {kind: each[:, k] for k, kind in enumerate(self._maps)}
+        items = {"renders": frames, "gt": truth, "attention": maps}
         for kind, consumers in self._consumers.items():
             for consumer in consumers:
                 consumer.put(items[kind])

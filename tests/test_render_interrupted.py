@@ -10,6 +10,7 @@ import render
 from utils.audio import load_audio
 from utils.pipeline import Consumer
 from utils.video import VideoWriter, read_frames
+from utils.video_process import VideoProcess
 
 
 @pytest.fixture
@@ -36,9 +37,10 @@ def interrupting(monkeypatch):
     [
         (render, "render_batch", (2,), 10),  # while drawing
         (render, "render_batch", (2, 3), 10),  # a second one changes nothing
-        (Consumer, "put", (8,), 15),  # between two files of one batch
+        (Consumer, "put", (4,), 15),  # between two files of one batch
         (Consumer, "close", (1,), 40),  # all is drawn, and waits for the encoders
-        (VideoWriter, "__exit__", (1, 2, 3), 40),  # while the sound and the end of the files are written
+        (VideoProcess, "__exit__", (1,), 40),
+        (VideoWriter, "__exit__", (1,), 40),  # while the sound and the end of the files are written
     ],
 )
 def test_ctrl_c_leaves_videos_of_equal_length_that_play_and_end_in_sync(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import wave
 from collections.abc import Callable, Iterator
@@ -38,7 +39,10 @@ def load_sound(path: Path) -> tuple[np.ndarray, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """Sound to go beside a picture: `blocks()` gives it from its beginning, in consecutive (C, n) float32 pieces."""
+    """Sound to go beside a picture: `blocks()` gives it from its beginning, in consecutive (C, n) float32 pieces.
+
+    It can be pickled, for a process of its own (utils/video_process.py).
+    """
 
     rate: int
     channels: int
@@ -48,7 +52,7 @@ class Sound:
     def of(cls, samples: np.ndarray, rate: int) -> Sound:
         """(S,) or (C, S) float32 samples that are in memory already."""
         samples = np.atleast_2d(samples)
-        return cls(rate, len(samples), lambda: iter([samples]))
+        return cls(rate, len(samples), functools.partial(iter, (samples,)))
 
 
 def open_sound(path: Path) -> Sound:
@@ -58,7 +62,7 @@ def open_sound(path: Path) -> Sound:
         stream = container.streams.audio[0]
         rate = stream.rate if stream.rate in AAC_RATES else 48_000
         layout = "mono" if stream.channels == 1 else "stereo"
-    return Sound(rate, 1 if layout == "mono" else 2, lambda: _decode(path, rate, layout))
+    return Sound(rate, 1 if layout == "mono" else 2, functools.partial(_decode, path, rate, layout))
 
 
 class Recording:

@@ -8,6 +8,7 @@ import functools
 import heapq
 import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -332,8 +333,8 @@ class VideoWriter:
         picture.time_base = Fraction(1, FPS)
         self._mux(picture)
         self._frames += 1
-        if self._blocks is not None:
-            self._add_audio(self._frames * self._rate // FPS)
+        if self._frames % FPS == 0:  # a second of sound at once: frame by frame it would hold up the pictures
+            self._add_audio()
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         """Encode a picture, or with None what the encoder holds back. x265 leaves the decoding times of one or two pictures unset
@@ -347,14 +348,17 @@ class VideoWriter:
         """Leave out the audio for which no frame was added: for a rendering that stops early."""
         self._to_the_end = False
 
-    def _add_audio(self, until: int | None) -> None:
-        """Encode the sound up to sample `until`, or all that is left; it comes in pieces of about a second."""
-        while until is None or self._samples < until:
+    def _add_audio(self, rest: bool = False) -> None:
+        """Encode the sound of the frames so far, or also all the `rest`; it comes in pieces of about a second."""
+        if self._blocks is None:
+            return
+        until = sys.maxsize if rest else self._frames * self._rate // FPS
+        while self._samples < until:
             if self._held.shape[1] == 0:
                 self._held = next(self._blocks, self._held)
                 if self._held.shape[1] == 0:
                     return
-            chunk = self._held[:, : None if until is None else until - self._samples]
+            chunk = self._held[:, : until - self._samples]
             self._held = self._held[:, chunk.shape[1] :]
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(chunk, dtype=np.float32), format="fltp", layout=self._layout)
             frame.sample_rate, frame.pts, frame.time_base = self._rate, self._samples, Fraction(1, self._rate)
@@ -366,8 +370,7 @@ class VideoWriter:
 
     def __exit__(self, kind, error, trace) -> None:
         if kind is None:
-            if self._blocks is not None and self._to_the_end:
-                self._add_audio(None)
+            self._add_audio(rest=self._to_the_end)
             self._mux(None)
             if self._blocks is not None:
                 self._container.mux(self._track.encode(None))
