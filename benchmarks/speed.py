@@ -6,8 +6,8 @@
 
 Parts are timed alone, synchronised, as medians; "network + raster" is both together, on a GPU as one graph, as render.py draws;
 "to memory" is the pipeline of render.py without encoder, "to mp4" all of it, sound included, and "to mp4, attention" with the
-videos of --visualize_attention: a map a token and the mosaic. With -m the result also goes to
-<model>/speed.json, which metrics.py quotes.
+videos of --visualize_attention: a map a token and the mosaic. These three run in turn, several times, and are medians too. With -m
+the result also goes to <model>/speed.json, which metrics.py quotes.
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ class Nowhere:
         pass
 
 
-def measure(head: TalkingHead, reader, device: torch.device, batch: int, frames: int, repeats: int, folder: Path) -> dict:
+def measure(head: TalkingHead, reader, device: torch.device, batch: int, frames: int, repeats: int, rounds: int,
+            folder: Path) -> dict:  # fmt: skip
     """One column of the table: ms a frame of the parts, frames a second of the whole, MiB."""
     timer, size = Timer(device, repeats), (reader.width, reader.height)
     backdrops = Backdrops(reader, head.config.part)
@@ -175,13 +176,16 @@ def measure(head: TalkingHead, reader, device: torch.device, batch: int, frames:
     clip = Clip("speed", "speed", pose_ids, sound)
     written = functools.partial(Outputs, clip, folder, "speed", backdrops.place, size)
     with_maps, maps = functools.partial(draw, attention=True), AttentionMaps(head.token_names, backdrops.place, size, device)
-    for name, drawing, outputs in (("to memory", draw, Nowhere()), ("to mp4", draw, written()),
-                                   ("to mp4, attention", with_maps, written(maps))):  # fmt: skip
+    ways = {"to memory": (draw, Nowhere), "to mp4": (draw, written), "to mp4, attention": (with_maps, lambda: written(maps))}
+    seconds = {name: [] for name in ways}
+    for name in list(ways) * rounds:  # in turn: what else the machine does comes and goes
+        drawing, outputs = ways[name]
         begin = time.perf_counter()
         with contextlib.redirect_stderr(open(os.devnull, "w")):  # noqa: SIM115  progress bars between the lines of the table
-            if not render_clip(clip, reader, drawing, backdrops, outputs, device, batch, 0.0):
+            if not render_clip(clip, reader, drawing, backdrops, outputs(), device, batch, 0.0):
                 raise KeyboardInterrupt
-        speed[name] = len(pose_ids) / (time.perf_counter() - begin)
+        seconds[name].append(time.perf_counter() - begin)
+    speed |= {name: len(pose_ids) / statistics.median(taken) for name, taken in seconds.items()}
     memory = {"host MiB, peak so far": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
     if device.type == "cuda":
         memory["GPU MiB, peak"] = torch.cuda.max_memory_allocated(device) / 2**20
@@ -208,12 +212,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16], help="frames drawn at once (%(default)s)")
     parser.add_argument("--frames", type=int, help="frames of the end-to-end runs (2000 on a GPU, 200 on a CPU)")
     parser.add_argument("--repeats", type=int, default=9, help="calls a median is taken of (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="end-to-end runs of each kind, in turn; medians (%(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads of torch (default: its own choice)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (%(default)s)")
     args = parser.parse_args(argv)
-    counts = (*args.batch, args.repeats, args.surfels, *(x for x in (args.frames, args.threads) if x is not None))
+    counts = (*args.batch, args.repeats, args.rounds, args.surfels, *(x for x in (args.frames, args.threads) if x is not None))
     if min(counts) < 1 or args.size < 16 or args.size % 2:
-        raise UserError("--batch, --frames, --repeats, --surfels and --threads must be at least 1, --size even and at least 16")
+        raise UserError("--batch, --frames, --repeats, --rounds, --surfels and --threads must be at least 1, --size even and at "
+                        "least 16")  # fmt: skip
     device = choose_device(args.device)
     frames = args.frames or (2000 if device.type == "cuda" else 200)
     keep_freed_memory()
@@ -228,7 +234,8 @@ def main(argv: list[str] | None = None) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         machine = f"{name}, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
         print(f"{args.model_path or 'random head'}: {len(head.gaussians)} surfels, {reader.width}x{reader.height}; {machine}")
-        columns = {batch: measure(head, reader, device, batch, frames, args.repeats, Path(folder)) for batch in args.batch}
+        columns = {batch: measure(head, reader, device, batch, frames, args.repeats, args.rounds, Path(folder))
+                   for batch in args.batch}  # fmt: skip
     print(table(columns))
     if args.model_path:
         write_json(args.model_path / "speed.json", {
