@@ -6,7 +6,7 @@
 
 Writes <model>/{train,test,custom}/ours_<iteration>/. The test split also goes to renders/*.png and gt/*.png, untouched by
 any codec; metrics.py reads those. Frames flow: decode threads -> batched drawing and compositing -> one encoder thread a
-video, through bounded queues, so that memory does not grow with the length.
+video, through bounded queues, so that memory does not grow with the length (gaussian_renderer/outputs.py).
 """
 
 from __future__ import annotations

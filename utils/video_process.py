@@ -28,7 +28,7 @@ from utils.errors import UserError, command_line
 from utils.pipeline import Consumer
 from utils.video import VideoWriter
 
-SLOTS = 6
+SLOTS = 4
 
 
 class VideoProcess:
