@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -96,15 +96,14 @@ class Outputs:
         self._consume(kind, write)
 
     def _beside(self) -> None:
-        """A video a map, and the mosaic."""
-        videos = [self._video(f"attention_{token}", self._size, encoders.codec(sketch=1)) for token in self.attention.tokens]
-        videos.append(self._video("attention", self.attention.mosaic_size, encoders.codec(sketch=3), self._clip.sound))
+        """A silent video a token, and the mosaic with the sound."""
+        videos = [functools.partial(VideoWriter, self._named(f"attention_{token}"), *self._size, codec=encoders.codec(sketch=1))
+                  for token in self.attention.tokens]  # fmt: skip
+        videos.append(functools.partial(VideoWriter, self._named("attention"), *self.attention.mosaic_size, self._clip.sound,
+                                        codec=encoders.codec(sketch=3)))  # fmt: skip
         writers = self._stack.enter_context(VideoProcess(videos))
         self._writers.append(writers)
         self._consume("attention", lambda drawn: writers.add([*drawn[0].swapaxes(0, 1), drawn[1]]))
-
-    def _video(self, name: str, size: tuple[int, int], codec: encoders.Codec, sound: Sound | None = None) -> dict[str, Any]:
-        return {"path": self._named(name), "width": size[0], "height": size[1], "audio": sound, "codec": codec}
 
     def _pictures(self, kind: str, folder: Path) -> None:
         for old in writable(folder).glob("[0-9]*.png"):

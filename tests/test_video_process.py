@@ -1,5 +1,6 @@
 """Videos written by another process are those that VideoWriter writes, or none."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -24,8 +25,8 @@ def pictures(count: int, size: int = 64, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(16, 236, (count, size * 3 // 2, size), dtype=np.uint8)
 
 
-def video(path: Path, size: int = 64, sound: Sound | None = None) -> dict:
-    return {"path": path, "width": size, "height": size, "audio": sound, "codec": encoders.codec(sketch=1)}
+def video(path: Path, size: int = 64, sound: Sound | None = None) -> functools.partial:
+    return functools.partial(VideoWriter, path, size, size, sound, codec=encoders.codec(sketch=1))
 
 
 def tone(seconds: float) -> np.ndarray:
@@ -45,7 +46,7 @@ def test_they_hold_the_frames_and_sound_that_one_process_writes(tmp_path, monkey
         for start in range(0, 39, 3 if memfd else 16):
             process.add([frames[start : start + (3 if memfd else 16)] for frames in made])
     for name, frames, size, sound in zip(("один", "zwei drei"), made, (64, 32), sounds, strict=True):
-        with VideoWriter(**video(tmp_path / "here.mp4", size, sound)) as writer:
+        with video(tmp_path / "here.mp4", size, sound)() as writer:
             for frame in frames:
                 writer.add(frame)
         there, here = tmp_path / f"{name}.mp4", tmp_path / "here.mp4"
@@ -59,7 +60,7 @@ def test_batches_lie_in_memory_as_they_are_whatever_their_strides(tmp_path):
     with VideoProcess([video(tmp_path / f"{k}.mp4") for k in range(3)]) as process:
         process.add([*frames.swapaxes(0, 1)])
     for k in range(3):
-        with VideoWriter(**video(tmp_path / "here.mp4")) as writer:
+        with video(tmp_path / "here.mp4")() as writer:
             for frame in frames[:, k]:
                 writer.add(frame)
         assert (tmp_path / f"{k}.mp4").read_bytes() == (tmp_path / "here.mp4").read_bytes()
@@ -112,9 +113,11 @@ def test_an_error_here_or_no_frame_leaves_no_file(tmp_path):
 
 
 def test_nothing_is_left_when_its_parent_is_killed(tmp_path):
-    script = ("import sys, time, numpy as np; from pathlib import Path; from utils import encoders\n"
+    script = ("import functools, sys, time, numpy as np; from pathlib import Path; from utils import encoders\n"
+              "from utils.video import VideoWriter\n"
               "from utils.video_process import VideoProcess\n"
-              "process = VideoProcess([dict(path=Path(sys.argv[1]), width=64, height=64, codec=encoders.codec(sketch=1))])\n"
+              "codec = encoders.codec(sketch=1)\n"
+              "process = VideoProcess([functools.partial(VideoWriter, Path(sys.argv[1]), 64, 64, codec=codec)])\n"
               "process.add([np.zeros((2, 96, 64), np.uint8)])\n"
               "process._process.stdout.read(1)\n"  # it has read them
               "print(process._process.pid, flush=True); time.sleep(60)")  # fmt: skip

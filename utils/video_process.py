@@ -16,6 +16,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ class VideoProcess:
     What a writer raises is raised by a later `add`, or at the end, as a UserError if it is one or a file could not be written.
     """
 
-    def __init__(self, videos: list[dict[str, Any]]):
-        """videos: arguments of the VideoWriters."""
+    def __init__(self, videos: list[Callable[[], VideoWriter]]):
+        """videos: what makes the VideoWriters; they are made in the other process, so it must be possible to pickle it."""
         self._videos, self._to_the_end = videos, True
         self._slots: list[list[np.ndarray]] = []  # as _slots; none before the first batch
         self._busy = collections.Counter()  # slot -> videos that still read it
@@ -129,7 +130,7 @@ def main() -> None:
     with contextlib.suppress(EOFError, pickle.UnpicklingError), contextlib.ExitStack() as stack:  # no end: who sent is gone
         videos, memory, shapes = pickle.load(sys.stdin.buffer)
         slots = _slots(memory, shapes)
-        writers = [stack.enter_context(VideoWriter(**video)) for video in videos]
+        writers = [stack.enter_context(make()) for make in videos]
         consumers = [consumer(writer) for writer in writers]
         while isinstance(message := pickle.load(sys.stdin.buffer), tuple):
             slot, count = message
