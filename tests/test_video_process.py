@@ -2,6 +2,7 @@
 
 import functools
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -91,6 +92,25 @@ def test_the_same_is_said_at_the_end_if_not_before(tmp_path):
     with pytest.raises(UserError, match="a folder of that name"):
         with VideoProcess([video(tmp_path / "taken.mp4")]) as process:
             process.add([pictures(2)])
+
+
+def test_a_full_disk_is_said(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(UserError, match=r"a\.\d+\.part\.mp4 cannot be read or written \(File too large\)"):
+        with VideoProcess([video(tmp_path / "a.mp4", 256), video(tmp_path / "b.mp4")]) as process:
+            resource.prlimit(process._process.pid, resource.RLIMIT_FSIZE, (100_000, limits[1]))  # as if no more were free
+            for _ in range(2 * SLOTS):
+                process.add([pictures(4, 256), pictures(4)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_goes_wrong_while_all_slots_are_taken_is_noticed(tmp_path):
+    """Then nothing new is sent, at which the other process would see that one of its threads has failed."""
+    with pytest.raises(RuntimeError, match="KeyError: 5"):
+        with VideoProcess([video(tmp_path / "a.mp4"), video(tmp_path / "b.mp4")]) as process:
+            for _ in range(3 * SLOTS):  # five channels are no picture; the first are sent before the process has begun to read
+                process.add([pictures(4), np.zeros((4, 64, 64, 5), np.uint8)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_process_that_is_killed_is_an_error_and_no_wait_without_end(tmp_path):

@@ -47,9 +47,9 @@ class VideoProcess:
         # not /dev/shm, of which containers have 64 MB
         self._memory = open(os.memfd_create("frames"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
         # in a session of its own: Ctrl-C is for us alone, and we say where the videos end
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        self._process = subprocess.Popen([sys.executable, __file__], **pipes, pass_fds=[self._memory.fileno()],
-                                         start_new_session=True)  # fmt: skip
+        self._errors = tempfile.TemporaryFile()  # no pipe, which would fill up if much is said
+        self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                         stderr=self._errors, pass_fds=[self._memory.fileno()], start_new_session=True)  # fmt: skip
 
     def add(self, batches: list[np.ndarray]) -> None:
         """For each video its next frames: (B, ...) uint8 of what VideoWriter.add takes. No batch is longer than the first."""
@@ -85,7 +85,9 @@ class VideoProcess:
 
     def _finish(self) -> None:
         """Wait for the process. Raises what it died of, if it did."""
-        said = self._process.communicate()[1].decode(errors="replace").strip()
+        self._process.communicate()
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip()
         if self._process.returncode == 2:
             raise UserError(said.removeprefix("error: "))
         if self._process.returncode:
@@ -103,6 +105,7 @@ class VideoProcess:
                 self._process.communicate()  # it sees no end, and leaves no files
         finally:
             self._memory.close()
+            self._errors.close()
 
 
 def _slots(memory: int, shapes: list[tuple[int, ...]]) -> list[list[np.ndarray]]:
@@ -121,9 +124,11 @@ def main() -> None:
     def consumer(writer: VideoWriter) -> Consumer:
         def write(batch: tuple[int, np.ndarray]) -> None:
             slot, frames = batch
-            for frame in frames:
-                writer.add(frame)
-            os.write(sys.stdout.fileno(), bytes([slot]))
+            try:
+                for frame in frames:
+                    writer.add(frame)
+            finally:  # also after an error: the next batch must come, for put to raise it
+                os.write(sys.stdout.fileno(), bytes([slot]))
 
         return stack.enter_context(Consumer(write, SLOTS))
 
