@@ -30,6 +30,14 @@ def video(path: Path, size: int = 64, sound: Sound | None = None) -> functools.p
     return functools.partial(VideoWriter, path, size, size, sound, codec=encoders.codec(sketch=1))
 
 
+def write_here(made: functools.partial, frames: np.ndarray) -> Path:
+    """The same video, written by this process."""
+    with made() as writer:
+        for frame in frames:
+            writer.add(frame)
+    return made.args[0]
+
+
 def tone(seconds: float) -> np.ndarray:
     return np.sin(np.arange(round(seconds * SAMPLE_RATE)) / 8).astype(np.float32)
 
@@ -47,10 +55,7 @@ def test_they_hold_the_frames_and_sound_that_one_process_writes(tmp_path, monkey
         for start in range(0, 39, 3 if memfd else 16):
             process.add([frames[start : start + (3 if memfd else 16)] for frames in made])
     for name, frames, size, sound in zip(("один", "zwei drei"), made, (64, 32), sounds, strict=True):
-        with video(tmp_path / "here.mp4", size, sound)() as writer:
-            for frame in frames:
-                writer.add(frame)
-        there, here = tmp_path / f"{name}.mp4", tmp_path / "here.mp4"
+        there, here = tmp_path / f"{name}.mp4", write_here(video(tmp_path / "here.mp4", size, sound), frames)
         assert np.array_equal(list(read_frames(there)), list(read_frames(here)))
         assert np.array_equal(load_audio(there), load_audio(here))
 
@@ -61,10 +66,8 @@ def test_batches_lie_in_memory_as_they_are_whatever_their_strides(tmp_path):
     with VideoProcess([video(tmp_path / f"{k}.mp4") for k in range(3)]) as process:
         process.add([*frames.swapaxes(0, 1)])
     for k in range(3):
-        with video(tmp_path / "here.mp4")() as writer:
-            for frame in frames[:, k]:
-                writer.add(frame)
-        assert (tmp_path / f"{k}.mp4").read_bytes() == (tmp_path / "here.mp4").read_bytes()
+        here = write_here(video(tmp_path / "here.mp4"), frames[:, k])
+        assert (tmp_path / f"{k}.mp4").read_bytes() == here.read_bytes()
 
 
 def test_they_end_with_the_last_frame_where_told_to(tmp_path):

@@ -41,13 +41,13 @@ class VideoProcess:
     def __init__(self, videos: list[Callable[[], VideoWriter]]):
         """videos: what makes the VideoWriters; they are made in the other process, so it must be possible to pickle it."""
         self._videos, self._to_the_end = videos, True
-        self._slots: list[list[np.ndarray]] = []  # as _slots; none before the first batch
+        self._slots: list[list[np.ndarray]] = []  # of _mapped; none before the first batch
         self._busy = collections.Counter()  # slot -> videos that still read it
         self._number = 0  # of the next batch
         # not /dev/shm, of which containers have 64 MB
         self._memory = open(os.memfd_create("frames"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
-        # in a session of its own: Ctrl-C is for us alone, and we say where the videos end
         self._errors = tempfile.TemporaryFile()  # no pipe, which would fill up if much is said
+        # in a session of its own: Ctrl-C is for us alone, and we say where the videos end
         self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          stderr=self._errors, pass_fds=[self._memory.fileno()], start_new_session=True)  # fmt: skip
 
@@ -73,7 +73,7 @@ class VideoProcess:
 
     def _share(self, shapes: list[tuple[int, ...]]) -> None:
         self._memory.truncate(SLOTS * sum(map(math.prod, shapes)))
-        self._slots = _slots(self._memory.fileno(), shapes)
+        self._slots = _mapped(self._memory.fileno(), shapes)
         self._send((self._videos, self._memory.fileno(), shapes))
 
     def _send(self, message: Any) -> None:
@@ -108,12 +108,11 @@ class VideoProcess:
             self._errors.close()
 
 
-def _slots(memory: int, shapes: list[tuple[int, ...]]) -> list[list[np.ndarray]]:
+def _mapped(memory: int, shapes: list[tuple[int, ...]]) -> list[list[np.ndarray]]:
     """For each slot of the memory behind a file descriptor: for each video a batch, uint8."""
-    sizes = [math.prod(shape) for shape in shapes]
-    slots = np.frombuffer(mmap.mmap(memory, SLOTS * sum(sizes)), np.uint8).reshape(SLOTS, -1)
-    return [[part.reshape(shape) for part, shape in zip(np.split(slot, np.cumsum(sizes)[:-1]), shapes, strict=True)]
-            for slot in slots]  # fmt: skip
+    slots = np.frombuffer(mmap.mmap(memory, 0), np.uint8).reshape(SLOTS, -1)
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    return [[part.reshape(shape) for part, shape in zip(np.split(slot, ends[:-1]), shapes, strict=True)] for slot in slots]
 
 
 @command_line
@@ -133,8 +132,8 @@ def main() -> None:
         return stack.enter_context(Consumer(write, SLOTS))
 
     with contextlib.suppress(EOFError, pickle.UnpicklingError), contextlib.ExitStack() as stack:  # no end: who sent is gone
-        videos, memory, shapes = pickle.load(sys.stdin.buffer)
-        slots = _slots(memory, shapes)
+        videos, memory, shapes = pickle.load(sys.stdin.buffer)  # of the VideoProcess that started us, and of nobody else
+        slots = _mapped(memory, shapes)
         writers = [stack.enter_context(make()) for make in videos]
         consumers = [consumer(writer) for writer in writers]
         while isinstance(message := pickle.load(sys.stdin.buffer), tuple):
