@@ -41,7 +41,7 @@ from scene.talking_dataset_readers import TalkingDatasetReader
 from utils import driving, encoders, speech
 from utils.audio import Recording, Sound, load_audio, open_sound
 from utils.constants import BLINK_COLUMNS, FPS, IMAGE_SIZE, JAW_OPEN_COLUMN, SAMPLE_RATE, SAMPLES_PER_FRAME, UPPER_FACE_COLUMNS
-from utils.device import choose_device
+from utils.device import choose_device, keep_freed_memory
 from utils.errors import UserError, command_line
 from utils.export import write_surfels
 from utils.files import read_npy, writable, write_json
@@ -148,8 +148,9 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
         """What goes to the host: a batch as `outputs` takes it."""
         rendering = draw(Conditions(*conditions))
         frames = put_on(rendering.rgb, rendering.alpha, from_bytes(backdrop), feather, place, background).clamp_(0, 1)
-        maps = outputs.attention(frames, rendering.attention) if outputs.attention else ()
-        return [joined(*to_planes(frames)) if outputs.planar else to_bytes(frames), *maps]
+        planes = to_planes(frames[:, :3]) if outputs.planar or outputs.attention else None
+        maps = outputs.attention(planes, rendering.attention) if outputs.attention else ()
+        return [joined(*planes) if outputs.planar else to_bytes(frames), *maps]
 
     def load(start: int):
         ids = clip.pose_ids[start : start + batch]
@@ -275,6 +276,7 @@ def open_avatar(args: argparse.Namespace) -> tuple[Path, TalkingHead, TalkingDat
     source = args.source_path or Path(read_cfg_args(model).source_path)
     if not source.is_dir():
         raise UserError(f"the data set {source} of {model} is not there; say where it is with --source_path")
+    keep_freed_memory()
     device = choose_device(args.device)
     head = load_avatar(model, None if args.iteration < 0 else args.iteration, device)
     reader = TalkingDatasetReader(source, head.config.audio_encoder)

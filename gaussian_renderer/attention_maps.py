@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gaussian_renderer.compositing import map_bytes
 from gaussian_renderer.paste import Place
-from gaussian_renderer.planes import colour_table, joined, look_up, resized, tiled, to_planes
+from gaussian_renderer.planes import colour_table, joined, look_up, resized, rounded, tiled
 from utils.contact_sheet import inscribe, writing
 
 TILE = 256  # height of a tile of the mosaic
@@ -38,19 +37,20 @@ class AttentionMaps:
         last[0, 0, 100:130, 20:-20] = torch.linspace(0, 255, self.tile[0] - 40)
         self._last = look_up(last.to(device, torch.uint8), self._table)
 
-    def __call__(self, frames: Tensor, attention: Tensor) -> tuple[Tensor, Tensor]:
-        """frames (B, 3 or 4, H, W), attention (B, T, h, w), in [0, 1] -> uint8 maps (B, T, 3 h / 2, w), mosaic (B, 3 H / 2, W).
-
-        H, W of the mosaic are its own, `mosaic_size`."""
-        weights, p, shown = map_bytes(attention), self._place, frames[:, :3]
+    def __call__(self, frames: tuple[Tensor, Tensor], attention: Tensor) -> tuple[Tensor, Tensor]:
+        """frames: to_planes of (B, 3, H, W); attention (B, T, h, w) in [0, 1] -> uint8 maps (B, T, 3 h / 2, w), mosaic (B, 3 H / 2,
+        W), whose H, W are its own, `mosaic_size`."""
+        (luma, chroma), weights, p = frames, rounded(255 * attention), self._place
         if p.side is not None:
-            shown = shown[..., p.y : p.y + p.side, p.x : p.x + p.side]
-        if shown.shape[-2:] != self.tile[::-1]:
-            shown = resized(map_bytes(shown), *self.tile) / 255
-        maps, small = look_up(weights, self._table), resized(weights, *self.tile)
+            x, y, side = p.x // 2, p.y // 2, p.side // 2
+            luma = luma[..., 2 * y : 2 * (y + side), 2 * x : 2 * (x + side)]
+            chroma = chroma[..., y : y + side, x : x + side]
+        width, height = self.tile
+        render = resized(luma[:, None], width, height), resized(chroma, width // 2, height // 2)[:, None]
+        maps, small = look_up(weights, self._table), resized(weights, width, height)
         small = maps if small is weights else look_up(small, self._table)
-        cells = [torch.cat([render[:, None], tiles, last.expand(len(weights), *last.shape[1:])], 1)
-                 for render, tiles, last in zip(to_planes(shown), small, self._last, strict=True)]  # fmt: skip
+        cells = [torch.cat([first, tiles, last.expand(len(weights), *last.shape[1:])], 1)
+                 for first, tiles, last in zip(render, small, self._last, strict=True)]  # fmt: skip
         self._label(*cells, self._on_tiles)
         self._label(*maps, self._on_maps)
         return joined(*maps), joined(*(tiled(planes, COLUMNS) for planes in cells))

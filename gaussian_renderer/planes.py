@@ -20,7 +20,7 @@ _ZERO = (16, 128, 128)
 
 def to_planes(pictures: Tensor) -> tuple[Tensor, Tensor]:
     """Luma (..., h, w) and chroma (..., 2, h / 2, w / 2) uint8 of RGB (..., 3, h, w) in [0, 1]; h, w even."""
-    coarse = halved(pictures)
+    coarse = _means(pictures)
     return _level(0, pictures, -3), torch.stack([_level(k, coarse, -3) for k in (1, 2)], -3)
 
 
@@ -31,23 +31,33 @@ def colour_table(colours: Tensor) -> Tensor:
 
 def look_up(values: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """As to_planes, of pictures whose pixels (..., h, w) uint8 have the colours of `table`. Chroma is that of the mean of four."""
-    coarse = _rounded(halved(values.float()))
+    coarse = halved(values)
     return _of(table[0], values), torch.stack([_of(table[k], coarse) for k in (1, 2)], -3)
 
 
-def halved(maps: Tensor) -> Tensor:
-    """(..., h, w) -> (..., h / 2, w / 2): means of 2 x 2."""
-    rows = maps[..., ::2, :] + maps[..., 1::2, :]
-    return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)
+def halved(pictures: Tensor) -> Tensor:
+    """(..., h, w) uint8 -> (..., h / 2, w / 2) uint8: means of 2 x 2."""
+    height, width = pictures.shape[-2:]
+    if pictures.device.type == "cpu":  # one tall picture, ten times as fast
+        small = cv2.resize(pictures.reshape(-1, width).numpy(), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        return torch.from_numpy(small).view(*pictures.shape[:-2], height // 2, width // 2)
+    return rounded(_means(pictures.float()))
 
 
 def resized(pictures: Tensor, width: int, height: int) -> Tensor:
     """(B, C, h, w) uint8 -> (B, C, height, width) uint8: every pixel a mean over what it covers."""
     if pictures.shape[-2:] == (height, width):
         return pictures
+    if pictures.shape[-2:] == (2 * height, 2 * width):
+        return halved(pictures)
     levels = pictures if pictures.device.type == "cpu" else pictures.float()  # of bytes no GPU can, and a CPU five times as fast
     levels = F.interpolate(levels, (height, width), mode="bilinear", antialias=True)
-    return levels if levels.dtype == torch.uint8 else _rounded(levels)
+    return levels if levels.dtype == torch.uint8 else rounded(levels)
+
+
+def rounded(levels: Tensor) -> Tensor:
+    """Of 0 to 255 -> uint8; `levels` are overwritten."""
+    return levels.add_(0.5).to(torch.uint8)
 
 
 def tiled(tiles: Tensor, columns: int) -> Tensor:
@@ -63,11 +73,12 @@ def joined(luma: Tensor, chroma: Tensor) -> Tensor:
 def _level(k: int, colours: Tensor, dim: int) -> Tensor:
     """Y, Cb or Cr uint8 of RGB along `dim`."""
     (red, green, blue), (r, g, b) = _WEIGHTS[k], colours.unbind(dim)
-    return _rounded((red * r).add_(g, alpha=green).add_(b, alpha=blue).add_(_ZERO[k]))
+    return rounded((red * r).add_(g, alpha=green).add_(b, alpha=blue).add_(_ZERO[k]))
 
 
-def _rounded(levels: Tensor) -> Tensor:
-    return levels.add_(0.5).to(torch.uint8)
+def _means(maps: Tensor) -> Tensor:
+    rows = maps[..., ::2, :] + maps[..., 1::2, :]
+    return (rows[..., ::2] + rows[..., 1::2]).mul_(0.25)
 
 
 def _of(column: Tensor, values: Tensor) -> Tensor:

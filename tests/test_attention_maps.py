@@ -29,7 +29,7 @@ def test_the_attention_scale_is_fixed_and_rises_in_brightness():
     black = torch.zeros(2, 3, 64, 64)
     attention = torch.full((2, 1, 64, 64), 0.3)
     attention[1, 0, :8] = 1.0  # a peak changes nothing elsewhere
-    maps = draw(black, attention)[0][:, 0].numpy()
+    maps = draw(to_planes(black), attention)[0][:, 0].numpy()
     alone, beside_a_peak = (pixels(planes)[40] for planes in maps)
     assert (alone == beside_a_peak).all() and np.abs(alone - COLOURS[round(0.3 * 255)]).max() < 3
 
@@ -50,7 +50,7 @@ def test_planes_decode_to_what_their_pixels_do(tmp_path):
         assert np.abs(decoded.astype(int) - given).mean() < 3  # chroma at half resolution
 
 
-@pytest.mark.parametrize("size", [(64, 64), (200, 120)])
+@pytest.mark.parametrize("size", [(64, 64), (100, 90), (200, 120)])
 def test_a_resized_picture_is_the_mean_of_what_its_pixels_cover(size):
     picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (128, 128), np.uint8), (0, 0), 6)
     got = resized(torch.from_numpy(picture)[None, None], *size)[0, 0].numpy().astype(int)
@@ -58,14 +58,20 @@ def test_a_resized_picture_is_the_mean_of_what_its_pixels_cover(size):
     assert np.abs(got - cv2.resize(picture, size, interpolation=cv2.INTER_AREA)).max() <= 3
 
 
+def test_a_halved_picture_is_the_rounded_mean_of_four_pixels():
+    pictures = torch.randint(0, 256, (2, 3, 10, 14), dtype=torch.uint8)
+    corners = [pictures[..., y::2, x::2].int() for y in (0, 1) for x in (0, 1)]
+    assert torch.equal(resized(pictures, 7, 5), ((sum(corners) + 2) // 4).to(torch.uint8))
+
+
 @pytest.mark.parametrize("tokens", [TOKENS[:1], TOKENS])
 def test_the_mosaic_shows_the_rendering_every_map_and_the_scale_in_rows_of_three(tokens):
     place = Place(300, 200, x=10, y=20, side=128)  # the head lies somewhere in a larger picture
     draw = AttentionMaps(tokens, place, (128, 128), torch.device("cpu"))
-    frames = torch.full((2, 4, 200, 300), 0.1)
-    frames[:, :3, 20:148, 10:138] = torch.tensor([200.0, 100.0, 50.0])[:, None, None] / 255
+    frames = torch.full((2, 3, 200, 300), 0.1)
+    frames[:, :, 20:148, 10:138] = torch.tensor([200.0, 100.0, 50.0])[:, None, None] / 255
     weights = torch.arange(1, len(tokens) + 1) / (len(tokens) + 1)
-    maps, mosaic = draw(frames, weights[None, :, None, None].expand(2, -1, 128, 128))
+    maps, mosaic = draw(to_planes(frames), weights[None, :, None, None].expand(2, -1, 128, 128))
     assert maps.shape == (2, len(tokens), 192, 128) and mosaic.shape == (2, 3 * draw.mosaic_size[1] // 2, 3 * 256)
     assert draw.mosaic_size == (768, 256 if len(tokens) == 1 else 512)
     sheet = pixels(mosaic[1].numpy())
@@ -82,5 +88,5 @@ def test_the_mosaic_shows_the_rendering_every_map_and_the_scale_in_rows_of_three
 
 def test_cells_of_the_mosaic_that_nothing_is_drawn_in_are_black():
     draw = AttentionMaps(TOKENS[:2], Place(64, 64), (64, 64), torch.device("cpu"))
-    _, mosaic = draw(torch.zeros(1, 3, 64, 64), torch.ones(1, 2, 64, 64))
+    _, mosaic = draw(to_planes(torch.zeros(1, 3, 64, 64)), torch.ones(1, 2, 64, 64))
     assert draw.mosaic_size == (768, 512) and pixels(mosaic[0].numpy())[256:, 256:].max() < 12
