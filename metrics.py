@@ -97,14 +97,14 @@ def picture_metrics(folder: Path, facts: dict, reader: TalkingDatasetReader, dev
         masks = [np.stack([np.isin(c, PART_CLASSES["head"]) for c in classes]), np.stack([np.isin(c, part) for c in classes])]
         masks += [np.stack([seam(c, part, radius) for c in classes]) for seam in (measure.neck_ring, measure.head_rim)]
         pictures.append(backdrops.batch(ids))
-        return *(torch.from_numpy(p) for p in pictures), *(torch.from_numpy(m)[:, None].float() for m in masks)
+        return *(torch.from_numpy(p) for p in pictures), *(torch.from_numpy(m)[:, None] for m in masks)
 
     values: dict[str, list[np.ndarray]] = {}
     recent = {"Flicker": [], "Flicker_gt": []}  # the last two frames of each, with the head's mask
     starts = progress(range(0, len(facts["ids"]), BATCH), label="pictures", unit="batch")
     for batch in prefetch(load, starts, ahead=2):
         rendered, true, backdrop = (from_bytes(pictures.to(device)) for pictures in batch[:3])
-        head, shape, ring, rim = (mask.to(device) for mask in batch[3:])
+        head, shape, ring, rim = (mask.to(device).float() for mask in batch[3:])
         true_head = composite(true * shape, shape, backdrop, facts["feather"])
         for name, value in {
             "PSNR": measure.psnr(rendered, true),

@@ -153,9 +153,11 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
         return [joined(*planes) if outputs.planar else to_bytes(frames), *maps]
 
     def load(start: int):
+        # nothing that torch computes: OpenMP would start threads for this thread too, and with more threads than cores those of the
+        # drawing sleep between any two steps, of which a frame takes hundreds (a quarter fewer frames a second)
         ids = clip.pose_ids[start : start + batch]
         truth = np.stack([reader.image(i) for i in ids]) if clip.truth else None
-        return batch_conditions(reader, clip, start, ids), ids, behind.decode(ids), truth
+        return start, ids, heard(clip, start, len(ids)), behind.decode(ids), truth
 
     done, replayed = 0, Replayed(picture, device)
     threads = min(8, max(2, (os.cpu_count() or 2) // 2))
@@ -173,7 +175,8 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
 
     with (outputs, contextlib.closing(batches), progress(label=f"render {clip.split}", total=len(clip.pose_ids)) as bar,
           torch.inference_mode()):  # fmt: skip
-        for conditions, ids, decoded, truth in batches:
+        for start, ids, speech, decoded, truth in batches:
+            conditions = batch_conditions(reader, clip, start, ids, speech)
             conditions.intrinsics = enlarged(conditions.intrinsics, place.scale)
             drawn.append((Download(*replayed(behind.batch(ids, decoded), *conditions.tensors())), truth))
             hand_out(1)
@@ -185,13 +188,19 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
     return done == len(clip.pose_ids)
 
 
-def batch_conditions(reader, clip: Clip, start: int, ids: list[int]) -> Conditions:
-    """What drives the frames start, start + 1, ... of `clip`, whose poses are `ids`."""
+def heard(clip: Clip, start: int, count: int) -> np.ndarray | None:
+    """Audio features of `count` frames from `start` on and of AUDIO_WINDOW more at either end; None: the data set has them."""
     if clip.features is None:
+        return None
+    return clip.features[max(0, start - AUDIO_WINDOW) : min(start + count + AUDIO_WINDOW, len(clip.pose_ids))]
+
+
+def batch_conditions(reader, clip: Clip, start: int, ids: list[int], speech: np.ndarray | None) -> Conditions:
+    """What drives the frames start, start + 1, ... of `clip`, whose poses are `ids`, with `speech` as heard() around them."""
+    if speech is None:
         return reader.conditions(ids)
-    first = max(0, start - AUDIO_WINDOW)
-    window = clip.features[first : min(start + len(ids) + AUDIO_WINDOW, len(clip.pose_ids))]
-    conditions = reader.conditions(ids, range(start - first, start - first + len(ids)), window)
+    first = min(start, AUDIO_WINDOW)
+    conditions = reader.conditions(ids, range(first, first + len(ids)), speech)
     for name, rows in (("view", clip.views), ("expression", clip.expression)):
         if rows is not None:
             setattr(conditions, name, torch.from_numpy(rows[start : start + len(ids)]))

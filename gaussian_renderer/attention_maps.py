@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gaussian_renderer.paste import Place
-from gaussian_renderer.planes import colour_table, joined, look_up, resized, rounded, tiled
+from gaussian_renderer.planes import colour_table, joined, levels, look_up, resized, tiled
 from utils.contact_sheet import inscribe, writing
 
 TILE = 256  # height of a tile of the mosaic
@@ -40,7 +40,7 @@ class AttentionMaps:
     def __call__(self, frames: tuple[Tensor, Tensor], attention: Tensor) -> tuple[Tensor, Tensor]:
         """frames: to_planes of (B, 3, H, W); attention (B, T, h, w) in [0, 1] -> uint8 maps (B, T, 3 h / 2, w), mosaic (B, 3 H / 2,
         W), whose H, W are its own, `mosaic_size`."""
-        (luma, chroma), weights, p = frames, rounded(255 * attention), self._place
+        (luma, chroma), weights, p = frames, levels(attention), self._place
         if p.side is not None:
             x, y, side = p.x // 2, p.y // 2, p.side // 2
             luma = luma[..., 2 * y : 2 * (y + side), 2 * x : 2 * (x + side)]

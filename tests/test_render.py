@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import threading
 
 import av
 import numpy as np
@@ -105,9 +106,9 @@ def test_speech_longer_than_the_clip_replays_its_poses_from_the_chosen_start(mod
     seen = {}
     original = render.batch_conditions
 
-    def conditions(reader, clip, start, ids):
-        made = original(reader, clip, start, ids)
-        seen[start] = ids, made
+    def conditions(reader, clip, start, *batch):
+        made = original(reader, clip, start, *batch)
+        seen[start] = batch[0], made
         return made
 
     monkeypatch.setattr(render, "batch_conditions", conditions)
@@ -249,14 +250,27 @@ def test_an_output_folder_that_cannot_be_written_is_one_sentence(model, tmp_path
     assert "nothing can be written into" in failure(capsys, "-m", model, "--custom_aud", tmp_path / "a.wav")
 
 
+def test_torch_computes_on_the_thread_that_draws_alone(model, tmp_path, monkeypatch):
+    speak(tmp_path / "a.wav", seconds=1.0)
+    threads, original = set(), torch.Tensor.__getitem__
+
+    def indexed(*arguments):
+        threads.add(threading.current_thread().name)
+        return original(*arguments)
+
+    monkeypatch.setattr(torch.Tensor, "__getitem__", indexed)
+    render.main(["-m", str(model), "--custom_aud", str(tmp_path / "a.wav"), "--batch", "7"])
+    assert threads == {threading.main_thread().name}
+
+
 def test_silence_shuts_the_mouth_and_speech_is_heard_unless_told_otherwise(model, dataset, tmp_path, monkeypatch):
     time = np.arange(16_000 * 2) / 16_000
     soundfile.write(tmp_path / "a.wav", np.where(time < 1, 0.3 * np.sin(1000 * time), 0.0), 16_000)
     heard = {}
     original = render.batch_conditions
 
-    def conditions(reader, clip, start, ids):
-        made = original(reader, clip, start, ids)
+    def conditions(reader, clip, start, *batch):
+        made = original(reader, clip, start, *batch)
         heard[start] = made.audio[:, AUDIO_WINDOW // 2, 0]
         return made
 

@@ -25,8 +25,8 @@ def seen(monkeypatch):
     """The conditions of every frame drawn, by the number of the first frame of their batch."""
     found, original = {}, render.batch_conditions
 
-    def conditions(reader, clip, start, ids):
-        found[start] = original(reader, clip, start, ids)
+    def conditions(reader, clip, start, *batch):
+        found[start] = original(reader, clip, start, *batch)
         return found[start]
 
     monkeypatch.setattr(render, "batch_conditions", conditions)
