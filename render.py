@@ -175,8 +175,8 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
 
     with (outputs, contextlib.closing(batches), progress(label=f"render {clip.split}", total=len(clip.pose_ids)) as bar,
           torch.inference_mode()):  # fmt: skip
-        for start, ids, speech, decoded, truth in batches:
-            conditions = batch_conditions(reader, clip, start, ids, speech)
+        for start, ids, features, decoded, truth in batches:
+            conditions = batch_conditions(reader, clip, start, ids, features)
             conditions.intrinsics = enlarged(conditions.intrinsics, place.scale)
             drawn.append((Download(*replayed(behind.batch(ids, decoded), *conditions.tensors())), truth))
             hand_out(1)
@@ -195,12 +195,12 @@ def heard(clip: Clip, start: int, count: int) -> np.ndarray | None:
     return clip.features[max(0, start - AUDIO_WINDOW) : min(start + count + AUDIO_WINDOW, len(clip.pose_ids))]
 
 
-def batch_conditions(reader, clip: Clip, start: int, ids: list[int], speech: np.ndarray | None) -> Conditions:
-    """What drives the frames start, start + 1, ... of `clip`, whose poses are `ids`, with `speech` as heard() around them."""
-    if speech is None:
+def batch_conditions(reader, clip: Clip, start: int, ids: list[int], features: np.ndarray | None) -> Conditions:
+    """What drives the frames start, start + 1, ... of `clip`, whose poses are `ids`; `features` are those heard() around them."""
+    if features is None:
         return reader.conditions(ids)
     first = min(start, AUDIO_WINDOW)
-    conditions = reader.conditions(ids, range(first, first + len(ids)), speech)
+    conditions = reader.conditions(ids, range(first, first + len(ids)), features)
     for name, rows in (("view", clip.views), ("expression", clip.expression)):
         if rows is not None:
             setattr(conditions, name, torch.from_numpy(rows[start : start + len(ids)]))
