@@ -75,6 +75,26 @@ def test_what_the_consumer_raises_reaches_the_producer_at_the_latest_on_close():
             consumer.put(i)
 
 
+def test_whatever_is_put_is_done_with_after_an_error_too_and_the_error_is_known_by_then():
+    gate, done = threading.Event(), []
+
+    def consume(i):
+        gate.wait(10)
+        if i == 1:
+            raise OSError("disk full")
+
+    def known(i):
+        done.append((i, consumer._error is not None))
+
+    consumer = Consumer(consume, depth=8, done=known)
+    for i in range(4):
+        consumer.put(i)
+    gate.set()
+    with pytest.raises(OSError, match="disk full"):
+        consumer.close()
+    assert done == [(0, False), (1, True), (2, True), (3, True)]
+
+
 def test_an_error_of_the_producer_ends_the_thread_without_finishing_what_waits():
     gate, seen = threading.Event(), []
     with pytest.raises(KeyError), Consumer(lambda i: (gate.wait(10), seen.append(i)), depth=8) as consumer:

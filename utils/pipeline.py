@@ -60,10 +60,11 @@ class Consumer:
 
     `put` blocks while `depth` items wait. What `consume` raises is raised by the next `put`, or by `close`, which waits
     until everything put is consumed. As a context manager it closes at the end, and drops what waits after an error.
+    `done(item)` is called for everything put, consumed or dropped; an error is known by then to the next `put`.
     """
 
-    def __init__(self, consume: Callable[[Any], None], depth: int = 4):
-        self._consume = consume
+    def __init__(self, consume: Callable[[Any], None], depth: int = 4, done: Callable[[Any], None] = lambda item: None):
+        self._consume, self._done = consume, done
         self._queue: queue.Queue = queue.Queue(depth)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="consumer", daemon=True)
@@ -71,11 +72,11 @@ class Consumer:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            if self._error is None:
+            for step in (self._consume, self._done) if self._error is None else (self._done,):
                 try:
-                    self._consume(item[0])
+                    step(item[0])
                 except BaseException as error:  # handed to the thread that feeds us
-                    self._error = error
+                    self._error = self._error or error
 
     def put(self, item: Any) -> None:
         self._raise()

@@ -122,14 +122,11 @@ def main() -> None:
 
     def consumer(writer: VideoWriter) -> Consumer:
         def write(batch: tuple[int, np.ndarray]) -> None:
-            slot, frames = batch
-            try:
-                for frame in frames:
-                    writer.add(frame)
-            finally:  # also after an error: the next batch must come, for put to raise it
-                os.write(sys.stdout.fileno(), bytes([slot]))
+            for frame in batch[1]:
+                writer.add(frame)
 
-        return stack.enter_context(Consumer(write, SLOTS))
+        # a slot is given back also after an error: the next batch must come, for put to raise it
+        return stack.enter_context(Consumer(write, SLOTS, done=lambda batch: os.write(sys.stdout.fileno(), bytes([batch[0]]))))
 
     with contextlib.suppress(EOFError, pickle.UnpicklingError), contextlib.ExitStack() as stack:  # no end: who sent is gone
         videos, memory, shapes = pickle.load(sys.stdin.buffer)  # of the VideoProcess that started us, and of nobody else
