@@ -153,8 +153,6 @@ def render_clip(clip: Clip, reader, draw: Callable, backdrops: Backdrops, output
         return [joined(*planes) if outputs.planar else to_bytes(frames), *maps]
 
     def load(start: int):
-        # nothing that torch computes: OpenMP would start threads for this thread too, and with more threads than cores those of the
-        # drawing sleep between any two steps, of which a frame takes hundreds (a quarter fewer frames a second)
         ids = clip.pose_ids[start : start + batch]
         truth = np.stack([reader.image(i) for i in ids]) if clip.truth else None
         return start, ids, heard(clip, start, len(ids)), behind.decode(ids), truth
@@ -285,7 +283,6 @@ def open_avatar(args: argparse.Namespace) -> tuple[Path, TalkingHead, TalkingDat
     source = args.source_path or Path(read_cfg_args(model).source_path)
     if not source.is_dir():
         raise UserError(f"the data set {source} of {model} is not there; say where it is with --source_path")
-    keep_freed_memory()
     device = choose_device(args.device)
     head = load_avatar(model, None if args.iteration < 0 else args.iteration, device)
     reader = TalkingDatasetReader(source, head.config.audio_encoder)
@@ -310,6 +307,7 @@ def main(argv: list[str] | None = None) -> None:
     chosen = encoders.codec(**quality, alpha=args.alpha == "prores")
     remedy = "use --alpha png" if args.alpha == "prores" else "choose another --encoder"
     encoders.check(chosen, IMAGE_SIZE, IMAGE_SIZE, remedy)
+    keep_freed_memory()
     model, head, reader, device = open_avatar(args)
     if args.export_ply is not None:
         export(model, head, reader, args.export_ply, device)

@@ -68,12 +68,7 @@ def _shrink(maps: Tensor, reach: int) -> Tensor:
 
 def to_bytes(pictures: Tensor) -> Tensor:
     """(B, 3 or 4, H, W) in [0, 1] -> (B, H, W, 3 or 4) uint8, rounded, on the same device."""
-    return map_bytes(pictures).permute(0, 2, 3, 1).contiguous()
-
-
-def map_bytes(maps: Tensor) -> Tensor:
-    """Levels in [0, 1] -> uint8 of the same shape, rounded, on the same device."""
-    return maps.mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8)
+    return pictures.mul(255).add_(0.5).clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def from_bytes(pictures: Tensor) -> Tensor:
